@@ -1,0 +1,117 @@
+"""The real tokens of one sequence: everything in this backend reads through them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from nystromer.landmarks import means_of_run, spread_over_run_
+
+
+class Workspace:
+    """Named scratch memory, allocated once and carved anew for every block of tokens.
+
+    A fresh buffer of a megabyte costs as much in page faults as the arithmetic done in it.
+    """
+
+    def __init__(self, like: Tensor, dtype: torch.dtype, block: int) -> None:
+        self.like, self.dtype, self.block = like, dtype, block
+        self.buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        size = prod(shape)
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = self.like.new_empty(size, dtype=self.dtype)
+        return self.buffers[name][:size].view(shape)
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Where the L real tokens of one sequence are.
+
+    start, stop: the first real position, and one past the last. positions: all of them, [L], if
+    there is padding in between, else None; hole: that padding, bool [stop - start].
+    """
+
+    start: int
+    stop: int
+    length: int
+    positions: Tensor | None = None
+    hole: Tensor | None = None
+
+    def blocks(self, size: int) -> Iterator[tuple[int, int]]:
+        for i in range(self.start, self.stop, size):
+            yield i, min(i + size, self.stop)
+
+    def holes(self, i: int, j: int) -> Tensor | None:
+        """Padding among the positions i ... j, bool [j - i], or None."""
+        return None if self.hole is None else self.hole[i - self.start : j - self.start]
+
+    def read(self, x: Tensor, i: int, j: int, work: Workspace, name: str) -> Tensor:
+        """x[:, i:j] in the workspace's dtype, zero at padding. x: [H, N, D]."""
+        part, hole = x[:, i:j], self.holes(i, j)
+        if hole is None and part.dtype == work.dtype:
+            return part
+        copy = work(name, *part.shape).copy_(part)
+        return copy if hole is None else copy.masked_fill_(hole[:, None], 0.0)
+
+    def write(self, x: Tensor, i: int, j: int, block: Tensor) -> None:
+        """x[:, i:j] = block, zero at padding."""
+        hole = self.holes(i, j)
+        x[:, i:j] = block if hole is None else block.masked_fill_(hole[:, None], 0.0)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """The real tokens of x, [H, N, D] -> [H, L, D]."""
+        return x[:, self.start : self.stop] if self.positions is None else x[:, self.positions]
+
+    def means(self, x: Tensor, num_landmarks: int) -> Tensor:
+        """Segment means of the real tokens, [H, M, D] (eq. 16)."""
+        return means_of_run(self.tokens(x), num_landmarks)
+
+    def spread(self, x: Tensor, grad_means: Tensor) -> None:
+        """Adds to the real tokens of x their share of the gradient of `means`."""
+        if self.positions is None:
+            spread_over_run_(x[:, self.start : self.stop], grad_means)
+        else:
+            tokens = self.tokens(x)
+            spread_over_run_(tokens, grad_means)
+            self.put(x, tokens)
+
+    def clear_outside(self, x: Tensor) -> None:
+        """Zeroes x before the first and after the last real token."""
+        x[:, : self.start] = 0
+        x[:, self.stop :] = 0
+
+    def put(self, x: Tensor, tokens: Tensor) -> None:
+        """Writes [H, L, D] to the real positions of x, [H, N, D]."""
+        if self.positions is None:
+            x[:, self.start : self.stop] = tokens
+        else:
+            x[:, self.positions] = tokens.to(x.dtype)
+
+
+def all_tokens(n: int) -> Sequence:
+    return Sequence(0, n, n)
+
+
+def sequences(mask: Tensor | None, batch: int, n: int) -> list[Sequence]:
+    """The sequences of a batch. mask: bool [B, N] or None."""
+    if mask is None:
+        return [all_tokens(n)] * batch
+    found = []
+    for row in mask:
+        positions = row.nonzero()[:, 0]
+        length = len(positions)
+        if length == 0:
+            found.append(Sequence(0, 0, 0))
+            continue
+        start, stop = int(positions[0]), int(positions[-1]) + 1
+        if stop - start == length:
+            found.append(Sequence(start, stop, length))
+        else:
+            found.append(Sequence(start, stop, length, positions, ~row[start:stop]))
+    return found

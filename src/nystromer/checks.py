@@ -1,0 +1,142 @@
+"""What the public functions refuse: one sentence that says what came, why it is wrong, what to write."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nystromer.pinv import PINV_INITS
+
+
+def check_positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be an int, got {type(value).__name__}.")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def check_mask(
+    name: str, mask: Tensor | None, shape: tuple[int, int], device: torch.device
+) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"`{name}` must be a bool tensor [B, N], got {type(mask).__name__}.")
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"`{name}` must be bool with True at real tokens, got {mask.dtype}; "
+            f"write {name}={name}.bool() if nonzero marks a real token."
+        )
+    if tuple(mask.shape) != shape:
+        hint = (
+            "; a mask of query-key pairs (a causal one, say) is impossible here, since a landmark "
+            "is the mean of a whole segment: use scaled_dot_product_attention for it."
+            if mask.dim() > 2 or tuple(mask.shape) == (shape[1], shape[1])
+            else "."
+        )
+        raise ValueError(
+            f"`{name}` must have shape [B, N] = {list(shape)}, got {list(mask.shape)}{hint}"
+        )
+    if mask.device != device:
+        raise ValueError(f"`{name}` is on {mask.device}, the tokens on {device}; move one of them.")
+
+
+def check_query_key(query: Tensor, key: Tensor) -> None:
+    _check_tokens(query=query, key=key)
+    if query.shape[:2] != key.shape[:2] or query.shape[3] != key.shape[3]:
+        raise ValueError(
+            "`query` [B, H, Nq, D] and `key` [B, H, Nk, D] must agree in B, H and D, got "
+            f"{list(query.shape)} and {list(key.shape)}; repeat grouped key heads first."
+        )
+
+
+def check_value(key: Tensor, value: Tensor) -> None:
+    _check_tokens(key=key, value=value)
+    if key.shape[:3] != value.shape[:3]:
+        raise ValueError(
+            "`key` [B, H, Nk, D] and `value` [B, H, Nk, Dv] must agree in B, H and Nk, got "
+            f"{list(key.shape)} and {list(value.shape)}."
+        )
+
+
+def check_pinv(iterations: int, init: str) -> None:
+    check_positive("pinv_iterations", iterations)
+    if init not in PINV_INITS:
+        known = ", ".join(map(repr, PINV_INITS))
+        raise ValueError(f"`pinv_init` must be one of {known}, got {init!r}.")
+
+
+def check_conv_weight(weight: Tensor | None, query: Tensor, key: Tensor) -> None:
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"`conv_weight` must be a tensor [H, K], got {type(weight).__name__}.")
+    heads = query.shape[1]
+    if weight.dim() != 2 or weight.shape[0] != heads or weight.shape[1] % 2 == 0:
+        raise ValueError(
+            f"`conv_weight` must be [H, K] = [{heads}, odd], got {list(weight.shape)}; an odd K "
+            "keeps the convolution centred on its token."
+        )
+    if query.shape[2] != key.shape[2]:
+        raise ValueError(
+            "`conv_weight` needs self-attention (it adds neighbouring values to a token's output), "
+            f"got {query.shape[2]} queries and {key.shape[2]} keys; leave it out."
+        )
+    _check_alike(query=query, conv_weight=weight)
+
+
+def check_landmarks(landmarks: tuple[Tensor, Tensor] | None, query: Tensor) -> None:
+    if landmarks is None:
+        return
+    if not isinstance(landmarks, (tuple, list)) or len(landmarks) != 2:
+        raise TypeError("`landmarks` must be a pair (query_landmarks, key_landmarks).")
+    batch, heads, _, dim = query.shape
+    shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in landmarks]
+    m = landmarks[0].shape[2] if isinstance(shapes[0], tuple) and len(shapes[0]) == 4 else 0
+    if m < 1 or shapes != [(batch, heads, m, dim)] * 2:
+        raise ValueError(
+            f"`landmarks` must be two tensors [B, H, M, D] = [{batch}, {heads}, M, {dim}] with the "
+            f"same M, got {shapes[0]} and {shapes[1]}; the schemes of nystromer.landmarks return "
+            "(landmarks, counts): pass the first of each."
+        )
+    for x in landmarks:
+        if not x.is_floating_point() or x.device != query.device:
+            raise ValueError(
+                f"`landmarks` must be floating point on {query.device}, got {x.dtype} on {x.device}."
+            )
+
+
+def check_rows(rows: Tensor, n: int) -> None:
+    if rows.dtype not in (torch.int32, torch.int64) or rows.dim() != 1:
+        raise ValueError(
+            f"`rows` must be a list of ints or an int tensor [R], got {rows.dtype} of shape "
+            f"{list(rows.shape)}."
+        )
+    if rows.numel() and not (0 <= int(rows.min()) and int(rows.max()) < n):
+        raise ValueError(
+            f"`rows` must lie in 0 ... {n - 1} (N = {n} queries), got "
+            f"{int(rows.min())} ... {int(rows.max())}."
+        )
+
+
+def _check_tokens(**tensors: Tensor) -> None:
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"`{name}` must be a tensor, got {type(x).__name__}.")
+        if x.dim() != 4:
+            raise ValueError(
+                f"`{name}` must be [B, H, N, D], got {x.dim()} dimensions {list(x.shape)}."
+            )
+        if not x.is_floating_point():
+            raise TypeError(
+                f"`{name}` must be floating point, got {x.dtype}; write {name}.float()."
+            )
+    _check_alike(**tensors)
+
+
+def _check_alike(**tensors: Tensor) -> None:
+    for what in ("dtype", "device"):
+        seen = {name: getattr(x, what) for name, x in tensors.items()}
+        if len(set(seen.values())) > 1:
+            listed = ", ".join(f"`{name}` {value}" for name, value in seen.items())
+            raise ValueError(f"All inputs must share one {what}, got {listed}.")

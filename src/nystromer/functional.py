@@ -1,0 +1,153 @@
+"""The front door: check, choose a backend, call it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from nystromer.backends import blocked, eager
+from nystromer.checks import (
+    check_conv_weight,
+    check_landmarks,
+    check_mask,
+    check_pinv,
+    check_positive,
+    check_query_key,
+    check_value,
+)
+
+BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked}
+
+
+def nystrom_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_landmarks: int = 64,
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    scale: float | None = None,
+    pinv_iterations: int = 6,
+    pinv_init: str = "matrix",
+    conv_weight: Tensor | None = None,
+    landmarks: tuple[Tensor, Tensor] | None = None,
+    backend: str = "auto",
+    is_causal: bool = False,
+) -> Tensor:
+    r"""softmax(s Q K~ᵀ) · (softmax(s Q~ K~ᵀ)⁺ · (softmax(s Q~ Kᵀ) · V)) [+ conv(V)]: O(N) attention.
+
+    Two ordinary attentions around one small matrix: M landmark queries Q~ gather from all keys, the
+    pseudo-inverse of the landmarks' own M x M attention map mixes what they gathered, and all
+    queries read it through the landmark keys K~ (eq. 15 and 17, Algorithm 1). An output never
+    depends on padding or on the rest of the batch.
+
+    A sequence of at most M real tokens gets exact softmax attention (Lemma 2), whatever stands
+    beside it in the batch.
+
+    Logits, softmax and the inverse are computed in float32 (float64 for float64 inputs), also under
+    autocast, which only casts the inputs, as it does for scaled_dot_product_attention.
+
+    Args:
+        query: Q, [B, H, Nq, D], float16, bfloat16, float32 or float64.
+        key: K, [B, H, Nk, D].
+        value: V, [B, H, Nk, Dv].
+        num_landmarks: M, at least 1; ignored where `landmarks` are given, which bring their own M.
+        mask: Real tokens among the keys, bool [B, Nk], any pattern; None means all. (The opposite
+            sense of torch's `key_padding_mask`.)
+        query_mask: Real tokens among the queries, bool [B, Nq]; outputs elsewhere are zero.
+            Defaults to `mask` when Nq = Nk, else to all.
+        scale: s, 1/sqrt(D) if None.
+        pinv_iterations: Steps of the inverse (eq. 14). Six act as a regulariser that weights are
+            trained with; more are not better.
+        pinv_init: "matrix", "sequence" (published weights) or "batch" (published code, where a
+            sequence changes its neighbours); see `nystromer.pinv.pinv_start`.
+        conv_weight: [H, K], odd K: taps of a depthwise convolution over V along the sequence, one
+            filter a head, added to the output. Self-attention only.
+        landmarks: (Q~, K~), each [B, H, M, D], from any scheme (see `nystromer.landmarks`); None
+            means segment means. Gradients flow into them.
+        backend: "eager" (the equations as written), "blocked" (no N x M table kept, forward or
+            backward) or "auto". An explicit choice never falls back.
+        is_causal: Must be False: a segment mean sees the future.
+
+    Returns:
+        [B, H, Nq, Dv], dtype of `value`.
+
+    Raises:
+        TypeError: If an input is not a floating point tensor, or a count is not an int.
+        ValueError: If shapes, dtypes or devices disagree, a mask is not bool [B, N], a count is
+            below 1, an option is unknown, or is_causal is set.
+        NotImplementedError: If the backend named cannot run this case.
+
+    Source: Xiong et al. 2021, arXiv:2102.03902.
+
+    Example:
+        >>> q, k, v = torch.randn(3, 2, 8, 1000, 64)  # each [B, H, N, D]
+        >>> nystrom_attention(q, k, v, num_landmarks=64).shape
+        torch.Size([2, 8, 1000, 64])
+    """
+    query, key, value, conv_weight = _autocast(query, key, value, conv_weight)
+    check_query_key(query, key)
+    check_value(key, value)
+    check_positive("num_landmarks", num_landmarks)
+    check_pinv(pinv_iterations, pinv_init)
+    check_mask("mask", mask, (key.shape[0], key.shape[2]), key.device)
+    check_mask("query_mask", query_mask, (query.shape[0], query.shape[2]), query.device)
+    check_conv_weight(conv_weight, query, key)
+    check_landmarks(landmarks, query)
+    if is_causal:
+        raise ValueError(
+            "is_causal=True is impossible with Nyström attention, got a causal call: a landmark is "
+            "the mean of a whole segment and sees the future; use scaled_dot_product_attention."
+        )
+    if query_mask is None and query.shape[2] == key.shape[2]:
+        query_mask = mask
+    with torch.autocast(query.device.type, enabled=False):
+        return choose_backend(backend, query, key, value).forward(
+            query,
+            key,
+            value,
+            num_landmarks=num_landmarks if landmarks is None else landmarks[0].shape[2],
+            mask=mask,
+            query_mask=query_mask,
+            scale=query.shape[-1] ** -0.5 if scale is None else scale,
+            pinv_iterations=pinv_iterations,
+            pinv_init=pinv_init,
+            conv_weight=conv_weight,
+            landmarks=landmarks,
+        )
+
+
+def choose_backend(name: str, query: Tensor, key: Tensor, value: Tensor) -> ModuleType:
+    """The backend of that name; "auto": the first that supports the case.
+
+    Raises:
+        ValueError: If there is no backend of that name.
+        NotImplementedError: If the backend named cannot run this case.
+    """
+    if name == "auto":
+        return eager if blocked.unsupported(query, key, value) else blocked
+    if name == "triton":
+        raise NotImplementedError(
+            f"backend='triton' is not in this release, got tensors on {query.device}; use "
+            "backend='blocked'."
+        )
+    if name not in BACKENDS:
+        known = ", ".join(map(repr, ("auto", *BACKENDS)))
+        raise ValueError(f"`backend` must be one of {known}, got {name!r}.")
+    reason = BACKENDS[name].unsupported(query, key, value)
+    if reason is not None:
+        raise NotImplementedError(f"backend={name!r} {reason}; use backend='eager'.")
+    return BACKENDS[name]
+
+
+def _autocast(*tensors: Tensor | None) -> tuple:
+    """What autocast does to the inputs of scaled_dot_product_attention; float64 stays."""
+    query = tensors[0]
+    if not isinstance(query, Tensor) or not torch.is_autocast_enabled(query.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(query.device.type)
+    half = (torch.float32, torch.float16, torch.bfloat16)
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype in half else x for x in tensors)

@@ -1,0 +1,127 @@
+"""NystromAttention: the operation with its projections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nystromer.checks import check_positive
+from nystromer.functional import nystrom_attention
+from nystromer.rows import nystrom_attention_rows
+
+
+class NystromAttention(nn.Module):
+    r"""Multi-head self-attention in O(N): project to Q, K, V, attend, project back, drop out.
+
+    output = dropout(W_o · concat_heads(nystrom_attention(x W_q, x W_k, x W_v)) + b_o)
+
+    Args:
+        embed_dim: E, features of a token.
+        num_heads: H.
+        head_dim: D, features of a head; embed_dim // num_heads if None.
+        num_landmarks: M. A sequence of at most M real tokens gets exact attention.
+        conv_kernel_size: K, odd: the depthwise convolution over values that the paper adds to the
+            output; None leaves it out.
+        pinv_iterations: Steps of the pseudo-inverse.
+        dropout: On the output (the factors of the attention have no room for one).
+        bias: In the four projections.
+        backend: As `nystrom_attention`.
+
+    Raises:
+        ValueError: If a size is below 1, embed_dim is not divisible by num_heads (with head_dim
+            None), or conv_kernel_size is even.
+
+    Example:
+        >>> attention = NystromAttention(embed_dim=256, num_heads=4, num_landmarks=32)
+        >>> x, mask = torch.randn(2, 3000, 256), torch.ones(2, 3000, dtype=torch.bool)
+        >>> attention(x, mask).shape, attention.attention_rows(x, rows=[0]).shape
+        (torch.Size([2, 3000, 256]), torch.Size([2, 4, 1, 3000]))
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        head_dim: int | None = None,
+        num_landmarks: int = 64,
+        conv_kernel_size: int | None = 33,
+        pinv_iterations: int = 6,
+        dropout: float = 0.0,
+        bias: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_positive("embed_dim", embed_dim)
+        check_positive("num_heads", num_heads)
+        check_positive("num_landmarks", num_landmarks)
+        check_positive("pinv_iterations", pinv_iterations)
+        if head_dim is None:
+            if embed_dim % num_heads:
+                raise ValueError(
+                    f"`embed_dim` must be a multiple of num_heads={num_heads}, got {embed_dim}; "
+                    "or name a `head_dim`."
+                )
+            head_dim = embed_dim // num_heads
+        check_positive("head_dim", head_dim)
+        self.num_heads, self.head_dim, self.num_landmarks = num_heads, head_dim, num_landmarks
+        self.pinv_iterations, self.backend = pinv_iterations, backend
+        inner_dim = num_heads * head_dim
+        self.q_proj = nn.Linear(embed_dim, inner_dim, bias=bias)
+        self.k_proj = nn.Linear(embed_dim, inner_dim, bias=bias)
+        self.v_proj = nn.Linear(embed_dim, inner_dim, bias=bias)
+        self.out_proj = nn.Linear(inner_dim, embed_dim, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_weight: nn.Parameter | None = None
+        if conv_kernel_size is not None:
+            check_positive("conv_kernel_size", conv_kernel_size)
+            if conv_kernel_size % 2 == 0:
+                raise ValueError(
+                    f"`conv_kernel_size` must be odd, got {conv_kernel_size}; an odd kernel stays "
+                    "centred on its token."
+                )
+            bound = conv_kernel_size**-0.5  # as nn.Conv2d starts a depthwise filter
+            taps = torch.empty(num_heads, conv_kernel_size).uniform_(-bound, bound)
+            self.conv_weight = nn.Parameter(taps)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x: [B, N, E]; mask: real tokens, bool [B, N], or None. Returns [B, N, E].
+
+        At padding the attention's output is zero, so the result there is the output bias.
+        """
+        output = nystrom_attention(
+            self._heads(self.q_proj, x),
+            self._heads(self.k_proj, x),
+            self._heads(self.v_proj, x),
+            num_landmarks=self.num_landmarks,
+            mask=mask,
+            pinv_iterations=self.pinv_iterations,
+            conv_weight=self.conv_weight,
+            backend=self.backend,
+        )
+        return self.dropout(self.out_proj(output.transpose(1, 2).flatten(2)))
+
+    def attention_rows(
+        self, x: Tensor, rows: Tensor | Sequence[int], mask: Tensor | None = None
+    ) -> Tensor:
+        """Rows of the approximate attention map of every head, [B, H, R, N]; see
+        `nystrom_attention_rows`. x: [B, N, E]; rows: positions, [R]; mask: bool [B, N] or None."""
+        return nystrom_attention_rows(
+            self._heads(self.q_proj, x),
+            self._heads(self.k_proj, x),
+            rows,
+            num_landmarks=self.num_landmarks,
+            mask=mask,
+            pinv_iterations=self.pinv_iterations,
+        )
+
+    def _heads(self, projection: nn.Linear, x: Tensor) -> Tensor:
+        """[B, N, E] -> [B, H, N, D]"""
+        if x.dim() != 3:
+            raise ValueError(f"`x` must be [B, N, E], got shape {list(x.shape)}.")
+        return projection(x).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, head_dim={self.head_dim}, num_landmarks={self.num_landmarks}"

@@ -1,0 +1,112 @@
+"""Rows of the approximate attention map, without the map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nystromer.checks import check_mask, check_pinv, check_positive, check_query_key, check_rows
+from nystromer.landmarks import accumulation_dtype, segment_means
+from nystromer.pinv import iterative_pinv
+
+BLOCK = 2048  # keys whose [M, block] logits exist at a time
+
+
+def nystrom_attention_rows(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor | Sequence[int],
+    *,
+    num_landmarks: int = 64,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    pinv_iterations: int = 6,
+    pinv_init: str = "matrix",
+) -> Tensor:
+    r"""Rows of softmax(s Q K~ᵀ) · softmax(s Q~ K~ᵀ)⁺ · softmax(s Q~ Kᵀ), eq. 15: which keys a query reads.
+
+    The rows that `nystrom_attention` with the same settings multiplies V by (without the
+    convolution): the class token's row over 100,000 patches is a heat map. Rows of a Nyström map
+    sum to about one and may hold small negative numbers; a sequence of at most M real tokens gets
+    rows of exact attention. Time O((N + R) M), memory O(R N).
+
+    Args:
+        query: Q, [B, H, Nq, D].
+        key: K, [B, H, Nk, D].
+        rows: Positions among the queries, [R] ints, the same for every sequence.
+        num_landmarks, mask, scale, pinv_iterations, pinv_init: As `nystrom_attention`.
+
+    Returns:
+        [B, H, R, Nk], dtype of `query`; zero at padding and in the rows of padding.
+
+    Raises:
+        TypeError, ValueError: As `nystrom_attention`, or if a row is not in 0 ... Nq - 1.
+
+    Example:
+        >>> q, k = torch.randn(2, 1, 8, 10_001, 64)
+        >>> nystrom_attention_rows(q, k, rows=[0], num_landmarks=256).shape
+        torch.Size([1, 8, 1, 10001])
+    """
+    check_query_key(query, key)
+    check_positive("num_landmarks", num_landmarks)
+    check_pinv(pinv_iterations, pinv_init)
+    check_mask("mask", mask, (key.shape[0], key.shape[2]), key.device)
+    rows = torch.as_tensor(rows, device=query.device)
+    check_rows(rows, query.shape[2])
+    query_mask = mask if query.shape[2] == key.shape[2] else None
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    with torch.autocast(query.device.type, enabled=False):
+        q, k = (x.to(accumulation_dtype(x.dtype)) for x in (query, key))
+        q, k = _zeroed(q, query_mask), _zeroed(k, mask)
+        q_rows = scale * q[:, :, rows]  # [B, H, R, D]
+        exact = _exact(query, query_mask, num_landmarks) | _exact(key, mask, num_landmarks)
+
+        q_tilde = scale * segment_means(q, num_landmarks, query_mask)[0]  # [B, H, M, D]
+        k_tilde = segment_means(k, num_landmarks, mask)[0]
+        kernel_1 = torch.softmax(q_rows @ k_tilde.mT, -1)  # [B, H, R, M]
+        kernel_2 = torch.softmax(q_tilde @ k_tilde.mT, -1)  # [B, H, M, M]
+        identity = torch.eye(num_landmarks, dtype=kernel_2.dtype, device=kernel_2.device)
+        kernel_2 = torch.where(exact, identity, kernel_2)
+        weights = kernel_1 @ iterative_pinv(kernel_2, pinv_iterations, pinv_init)
+        result = _weighted_kernel_3(weights, q_tilde, k, mask)
+        if exact.any():  # Lemma 2
+            result = torch.where(exact, _softmax(q_rows @ k.mT, mask), result)
+        if mask is not None:
+            result = result.masked_fill(~mask[:, None, None], 0.0)
+        if query_mask is not None:
+            result = result.masked_fill(~query_mask[:, None, rows, None], 0.0)
+        return result.to(query.dtype)
+
+
+def _weighted_kernel_3(
+    weights: Tensor, q_tilde: Tensor, key: Tensor, mask: Tensor | None
+) -> Tensor:
+    """weights · softmax(Q~ Kᵀ), [B, H, R, N], with 2,048 columns of the softmax at a time."""
+
+    def logits(i: int) -> Tensor:
+        part = q_tilde @ key[:, :, i : i + BLOCK].mT
+        return part if mask is None else _hidden(part, mask[:, i : i + BLOCK])
+
+    starts = range(0, key.shape[2], BLOCK)
+    log_mass = torch.stack([logits(i).logsumexp(-1) for i in starts]).logsumexp(0)  # [B, H, M]
+    return torch.cat([weights @ (logits(i) - log_mass[..., None]).exp() for i in starts], -1)
+
+
+def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+    return (logits if mask is None else _hidden(logits, mask)).softmax(-1)
+
+
+def _hidden(logits: Tensor, mask: Tensor) -> Tensor:
+    return logits.masked_fill(~mask[:, None, None], torch.finfo(logits.dtype).min)
+
+
+def _zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x.masked_fill(~mask[:, None, :, None], 0.0)
+
+
+def _exact(x: Tensor, mask: Tensor | None, num_landmarks: int) -> Tensor:
+    """Which sequences have at most M real tokens, bool [B, 1, 1, 1]."""
+    lengths = x.new_full((x.shape[0],), x.shape[2]) if mask is None else mask.sum(1)
+    return (lengths <= num_landmarks)[:, None, None, None]
