@@ -1,4 +1,4 @@
-"""The paper's equations in NumPy float64, one sequence and one head at a time. Imports nothing of ours."""
+"""The paper's equations in NumPy float64, one head at a time. Imports nothing of ours."""
 
 import numpy as np
 
@@ -25,16 +25,15 @@ def pinv(a, steps, norms):  # eq. 14
     return z
 
 
-def convolution(v, taps):  # [N, Dv], [K]
-    half, out = len(taps) // 2, np.zeros_like(v)
-    for i in range(len(v)):
-        for t, tap in enumerate(taps):
-            if 0 <= i + t - half < len(v):
-                out[i] += tap * v[i + t - half]
-    return out
+def convolution(v, taps):  # sum_t taps[t] v[i + t - K // 2], [N, Dv], [K]
+    half = len(taps) // 2
+    padded = np.pad(v, ((half, half), (0, 0)))
+    return sum(tap * padded[t : t + len(v)] for t, tap in enumerate(taps))
 
 
-def attention_map(q, k, m, scale, steps=6, init="matrix", mask=None, query_mask=None, landmarks=None):  # fmt: skip
+def attention_map(
+    q, k, m, scale, steps=6, init="matrix", mask=None, query_mask=None, landmarks=None
+):
     """The map that multiplies V, [B, H, Nq, Nk]: eq. 15, or the exact one where L <= M."""
     batch, heads = q.shape[:2]
     mask = np.ones((batch, k.shape[2]), bool) if mask is None else mask
@@ -65,7 +64,10 @@ def attention_map(q, k, m, scale, steps=6, init="matrix", mask=None, query_mask=
     return out
 
 
-def nystrom_attention(q, k, v, m, scale, steps=6, init="matrix", mask=None, query_mask=None, conv_weight=None, landmarks=None):  # fmt: skip
+def nystrom_attention(
+    q, k, v, m, scale, steps=6, init="matrix", mask=None, query_mask=None,
+    conv_weight=None, landmarks=None,
+):  # fmt: skip
     if query_mask is None and q.shape[2] == k.shape[2]:
         query_mask = mask
     if mask is not None:

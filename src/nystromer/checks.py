@@ -1,4 +1,4 @@
-"""What the public functions refuse: one sentence that says what came, why it is wrong, what to write."""
+"""What the public functions refuse: what came, why it is wrong, what to write instead."""
 
 from __future__ import annotations
 
@@ -102,7 +102,8 @@ def check_landmarks(landmarks: tuple[Tensor, Tensor] | None, query: Tensor) -> N
     for x in landmarks:
         if not x.is_floating_point() or x.device != query.device:
             raise ValueError(
-                f"`landmarks` must be floating point on {query.device}, got {x.dtype} on {x.device}."
+                f"`landmarks` must be floating point on {query.device}, got {x.dtype} on "
+                f"{x.device}."
             )
 
 
@@ -112,7 +113,7 @@ def check_rows(rows: Tensor, n: int) -> None:
             f"`rows` must be a list of ints or an int tensor [R], got {rows.dtype} of shape "
             f"{list(rows.shape)}."
         )
-    if rows.numel() and not (0 <= int(rows.min()) and int(rows.max()) < n):
+    if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < n):
         raise ValueError(
             f"`rows` must lie in 0 ... {n - 1} (N = {n} queries), got "
             f"{int(rows.min())} ... {int(rows.max())}."

@@ -37,7 +37,7 @@ def nystrom_attention(
     backend: str = "auto",
     is_causal: bool = False,
 ) -> Tensor:
-    r"""softmax(s Q K~ᵀ) · (softmax(s Q~ K~ᵀ)⁺ · (softmax(s Q~ Kᵀ) · V)) [+ conv(V)]: O(N) attention.
+    r"""softmax(s Q K~ᵀ) · (softmax(s Q~ K~ᵀ)⁺ · (softmax(s Q~ Kᵀ) · V)) [+ conv(V)], in O(N).
 
     Two ordinary attentions around one small matrix: M landmark queries Q~ gather from all keys, the
     pseudo-inverse of the landmarks' own M x M attention map mixes what they gathered, and all

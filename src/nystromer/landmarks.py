@@ -16,7 +16,7 @@ KMEANS_BLOCK = 4096  # tokens compared with all centres at a time, so that no N 
 def segment_means(
     x: Tensor, num_landmarks: int, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""Mean of x over M contiguous segments of each sequence's real tokens: the landmarks of eq. 16.
+    r"""Mean of x over M contiguous segments of each sequence's real tokens: landmarks, eq. 16.
 
     With L real tokens and s = L // M, the first (s + 1) M - L segments hold s tokens and the others
     s + 1, so L need not be divisible by M. Cost: one read of x.
@@ -126,7 +126,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def segment_sizes(length: int, num_landmarks: int) -> list[int]:
-    """Tokens in each of M segments of L tokens: the first (s + 1) M - L hold s, the others s + 1."""
+    """Tokens in each of M segments of L: the first (s + 1) M - L hold s, the others s + 1."""
     size = length // num_landmarks
     short = (size + 1) * num_landmarks - length
     return [size] * short + [size + 1] * (num_landmarks - short)

@@ -124,4 +124,5 @@ class NystromAttention(nn.Module):
         return projection(x).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, head_dim={self.head_dim}, num_landmarks={self.num_landmarks}"
+        sizes = f"num_heads={self.num_heads}, head_dim={self.head_dim}"
+        return f"{sizes}, num_landmarks={self.num_landmarks}"

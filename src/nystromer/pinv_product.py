@@ -1,7 +1,7 @@
 """iterative_pinv(A) @ x and its gradient, without the inverse: 11 instead of 24 M x M products.
 
-Every iterate of eq. 14 is a polynomial in one symmetric matrix. With c = ‖A‖_1 ‖A‖_inf, Z_0 = A^T / c and
-T_0 = A A^T / c,
+Every iterate of eq. 14 is a polynomial in one symmetric matrix. With c = ‖A‖_1 ‖A‖_inf,
+Z_0 = A^T / c and T_0 = A A^T / c,
 
     A Z_j = T_j,    T_{j+1} = T_j p(T_j),    p(t) = (13 - 15 t + 7 t² - t³) / 4,
     Z_n x = A^T p(T_0) p(T_1) ... p(T_{n-1}) x / c,
@@ -22,7 +22,10 @@ NORM_DIMS = {"matrix": (-1,), "sequence": (-2, -1), "batch": (-3, -2, -1)}  # of
 
 
 def pinv_product(matrix: Tensor, x: Tensor, iterations: int = 6, init: str = "matrix") -> Tensor:
-    """iterative_pinv(matrix, iterations, init) @ x. matrix: [B, H, M, M], not negative; x: [B, H, M, D]."""
+    """iterative_pinv(matrix, iterations, init) @ x, [B, H, M, D].
+
+    matrix: A, [B, H, M, M], without negative entries; x: [B, H, M, D].
+    """
     dtype, matrix, x = x.dtype, matrix.double(), x.double()
     c = _norms(matrix, init)
     for t in _chain(matrix, c, iterations):
@@ -33,7 +36,7 @@ def pinv_product(matrix: Tensor, x: Tensor, iterations: int = 6, init: str = "ma
 def pinv_product_backward(
     matrix: Tensor, x: Tensor, grad: Tensor, iterations: int = 6, init: str = "matrix"
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `pinv_product` for matrix and x, from the gradient of its result, [B, H, M, D]."""
+    """Gradients of matrix and x from that of their `pinv_product`, [B, H, M, D]."""
     dtype, matrix, x, grad = x.dtype, matrix.double(), x.double(), grad.double()
     c = _norms(matrix, init)
     chain = _chain(matrix, c, iterations)
@@ -88,7 +91,7 @@ def _symmetric(x: Tensor) -> Tensor:
 
 
 def _norms(matrix: Tensor, init: str) -> Tensor:
-    """c = ‖A‖_1 ‖A‖_inf of a matrix without negative entries, over what `init` says, [b, h, 1, 1]."""
+    """c = ‖A‖_1 ‖A‖_inf over what `init` says, [b, h, 1, 1]."""
     dims = NORM_DIMS[init]
     return (matrix.sum(-2).amax(dims, True) * matrix.sum(-1).amax(dims, True))[..., None]
 

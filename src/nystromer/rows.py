@@ -25,9 +25,9 @@ def nystrom_attention_rows(
     pinv_iterations: int = 6,
     pinv_init: str = "matrix",
 ) -> Tensor:
-    r"""Rows of softmax(s Q K~ᵀ) · softmax(s Q~ K~ᵀ)⁺ · softmax(s Q~ Kᵀ), eq. 15: which keys a query reads.
+    r"""Rows of softmax(s Q K~ᵀ) · softmax(s Q~ K~ᵀ)⁺ · softmax(s Q~ Kᵀ): what a query reads.
 
-    The rows that `nystrom_attention` with the same settings multiplies V by (without the
+    The rows of eq. 15 that `nystrom_attention` with the same settings multiplies V by (without the
     convolution): the class token's row over 100,000 patches is a heat map. Rows of a Nyström map
     sum to about one and may hold small negative numbers; a sequence of at most M real tokens gets
     rows of exact attention. Time O((N + R) M), memory O(R N).

@@ -28,70 +28,104 @@ def forward(
     conv_weight: Tensor | None,
     landmarks: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """softmax(s Q K~ᵀ) (softmax(s Q~ K~ᵀ)⁺ (softmax(s Q~ Kᵀ) V)) + conv(V), eq. 15, Algorithm 1.
-
-    Padding enters nothing: it is zeroed, left out of the landmarks, and hidden from kernel_3.
-    A sequence with at most M real tokens on one side gets exact attention out of the same factors
-    (Lemma 2): its tokens are their own landmarks, so
-      - L_k <= M: kernel_1 is the whole attention map, and its context is the values themselves;
-      - L_q <= M: kernel_3 is the whole attention map, and a query's output is its landmark's row.
-    """
-    dtype, m = query.dtype, num_landmarks
+    """kernel_1 · (kernel_2⁺ · (kernel_3 · V)) + conv(V): eq. 15 and 17, Algorithm 1."""
+    dtype = query.dtype
     query, key, value = (x.to(accumulation_dtype(dtype)) for x in (query, key, value))
-    query, key, value = _zeroed(query, query_mask), _zeroed(key, mask), _zeroed(value, mask)
-    few_queries = _at_most(m, query, query_mask)  # [B, 1, 1, 1]
-    few_keys = _at_most(m, key, mask)
-    exact = few_queries | few_keys
-
-    q_tilde, _ = segment_means(query, m, query_mask)  # eq. 16  [B, H, M, D]
-    k_tilde, counts = segment_means(key, m, mask)
-    if landmarks is not None:
-        q_tilde = torch.where(exact, q_tilde, landmarks[0].to(q_tilde.dtype))
-        k_tilde = torch.where(exact, k_tilde, landmarks[1].to(k_tilde.dtype))
-
-    filled = (counts > 0)[:, None, None] | ~exact  # only a short sequence leaves landmarks empty
-    real = None if mask is None else mask[:, None, None]
-    kernel_1 = _softmax(scale * query @ k_tilde.mT, filled)  # [B, H, Nq, M]
-    kernel_2 = _softmax(scale * q_tilde @ k_tilde.mT, filled)  # [B, H, M, M]
-    kernel_3 = _softmax(scale * q_tilde @ key.mT, real)  # [B, H, M, Nk]
-
-    gathered = kernel_3 @ value  # [B, H, M, Dv]
-    kernel_2 = torch.where(exact, torch.eye(m, dtype=kernel_2.dtype, device=key.device), kernel_2)
-    context = iterative_pinv(kernel_2, pinv_iterations, pinv_init) @ gathered
-    if mask is not None or key.shape[2] <= m:
-        context = torch.where(few_keys, segment_means(value, m, mask)[0], context)
-    output = kernel_1 @ context  # [B, H, Nq, Dv]
-
-    if query_mask is not mask or query.shape[2] != key.shape[2]:
-        own_row = _own_landmark(query, query_mask, m).expand(output.shape)
-        output = torch.where(few_queries & ~few_keys, gathered.gather(2, own_row), output)
+    value = _zeroed(value, mask)
+    kernel_1, inverse, kernel_3 = factors(
+        query,
+        key,
+        num_landmarks=num_landmarks,
+        mask=mask,
+        query_mask=query_mask,
+        scale=scale,
+        pinv_iterations=pinv_iterations,
+        pinv_init=pinv_init,
+        landmarks=landmarks,
+    )
+    output = kernel_1 @ (inverse @ (kernel_3 @ value))  # [B, H, Nq, Dv]
     if conv_weight is not None:
-        taps = conv_weight.to(value.dtype)[:, None, :, None]  # [H, 1, K, 1]
-        padding = (conv_weight.shape[1] // 2, 0)
-        output = output + F.conv2d(value, taps, padding=padding, groups=value.shape[1])
+        output = output + convolution(value, conv_weight.to(value.dtype))
     return _zeroed(output, query_mask).to(dtype)
+
+
+def convolution(value: Tensor, taps: Tensor) -> Tensor:
+    """sum_t taps[h, t] · value[b, h, i + t - K // 2], [B, H, N, Dv]; taps: [H, K], odd K.
+
+    Not torch's conv2d, whose gradient of the taps is wrong by 5 to 30 % on CPUs for K >= 57 or so
+    (float32, torch 2.13, oneDNN; see docs/log.md).
+    """
+    n, kernel = value.shape[2], taps.shape[1]
+    padded = F.pad(value, (0, 0, kernel // 2, kernel // 2))
+    parts = [taps[:, t, None, None] * padded[:, :, t : t + n] for t in range(kernel)]
+    return sum(parts[1:], parts[0])
+
+
+def factors(
+    query: Tensor,
+    key: Tensor,
+    *,
+    num_landmarks: int,
+    mask: Tensor | None,
+    query_mask: Tensor | None,
+    scale: float,
+    pinv_iterations: int,
+    pinv_init: str,
+    landmarks: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """kernel_1 = softmax(s Q K~ᵀ), kernel_2⁺ = softmax(s Q~ K~ᵀ)⁺, kernel_3 = softmax(s Q~ Kᵀ).
+
+    Shapes [B, H, Nq, M], [B, H, M, M], [B, H, M, Nk]. Padding enters nothing: it is
+    zeroed, left out of the landmarks, and hidden from kernel_3. query, key: float32 or float64.
+    """
+    m, n_q, n_k = num_landmarks, query.shape[2], key.shape[2]
+    query, key = _zeroed(query, query_mask), _zeroed(key, mask)
+    if landmarks is None:
+        q_tilde, k_tilde = segment_means(query, m, query_mask)[0], segment_means(key, m, mask)[0]
+    else:
+        q_tilde, k_tilde = (x.to(query.dtype) for x in landmarks)
+    if mask is None and query_mask is None and min(n_q, n_k) > m:
+        kernel_1 = torch.softmax(scale * query @ k_tilde.mT, -1)
+        kernel_2 = torch.softmax(scale * q_tilde @ k_tilde.mT, -1)
+        kernel_3 = torch.softmax(scale * q_tilde @ key.mT, -1)
+        return kernel_1, iterative_pinv(kernel_2, pinv_iterations, pinv_init), kernel_3
+
+    # Lemma 2. Tokens are their own landmarks where a sequence has at most M of them: with few keys
+    # kernel_1 is the whole attention map, with few queries kernel_3 is, and the rest selects.
+    mask = mask if mask is not None else key.new_ones(key.shape[0], n_k, dtype=torch.bool)
+    if query_mask is None:
+        query_mask = query.new_ones(query.shape[0], n_q, dtype=torch.bool)
+    few_keys, few_queries = _at_most(m, mask), _at_most(m, query_mask)  # [B, 1, 1, 1]
+    exact = few_keys | few_queries
+    own_q, own_k = (_own_landmark(x, m).to(query.dtype) for x in (query_mask, mask))
+    q_tilde = torch.where(exact, own_q.mT @ query, q_tilde)
+    k_tilde = torch.where(exact, own_k.mT @ key, k_tilde)
+    in_use = ~few_keys | (own_k.sum(2, keepdim=True) > 0)  # [B, 1, 1, M]
+    kernel_1 = _softmax(scale * query @ k_tilde.mT, in_use)
+    kernel_2 = _softmax(scale * q_tilde @ k_tilde.mT, in_use)
+    kernel_3 = _softmax(scale * q_tilde @ key.mT, mask[:, None, None])
+    kernel_1 = torch.where(few_queries & ~few_keys, own_q, kernel_1)
+    kernel_2 = torch.where(exact, torch.eye(m, dtype=query.dtype, device=query.device), kernel_2)
+    kernel_3 = torch.where(few_keys, own_k.mT, kernel_3)
+    inverse = iterative_pinv(kernel_2, pinv_iterations, pinv_init)
+    return kernel_1, torch.where(exact, kernel_2, inverse), kernel_3
 
 
 def _zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x.masked_fill(~mask[:, None, :, None], 0.0)
 
 
-def _at_most(num_landmarks: int, x: Tensor, mask: Tensor | None) -> Tensor:
+def _at_most(num_landmarks: int, mask: Tensor) -> Tensor:
     """Which sequences have at most M real tokens, bool [B, 1, 1, 1]."""
-    if mask is None:
-        return x.new_full((x.shape[0], 1, 1, 1), x.shape[2] <= num_landmarks, dtype=torch.bool)
     return (mask.sum(1) <= num_landmarks)[:, None, None, None]
 
 
-def _own_landmark(query: Tensor, mask: Tensor | None, num_landmarks: int) -> Tensor:
-    """The segment each query belongs to, [B, 1, N, 1]."""
-    if mask is None:
-        mask = query.new_ones(query.shape[0], query.shape[2], dtype=torch.bool)
-    return segment_ids(mask, num_landmarks).clamp(max=num_landmarks - 1)[:, None, :, None]
+def _own_landmark(mask: Tensor, num_landmarks: int) -> Tensor:
+    """One-hot segment of every token, none at padding, [B, 1, N, M]."""
+    ids = segment_ids(mask, num_landmarks)
+    return (ids[..., None] == torch.arange(num_landmarks, device=ids.device))[:, None]
 
 
-def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+def _softmax(logits: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the last dimension where mask is True; finite where it is nowhere True."""
-    if mask is not None:
-        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-    return logits.softmax(-1)
+    return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(-1)

@@ -1,0 +1,1 @@
+"""Drop-ins for packages that people use today."""

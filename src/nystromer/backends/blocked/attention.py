@@ -2,9 +2,9 @@
 
 Both are softmax attention between a few landmarks and the many tokens of one sequence:
 `gather` has M landmark queries over all keys (kernel_3 · V), `scatter` has all queries over M
-landmark keys (kernel_1 · context). Tokens are [H, N, D], read through their `Sequence`; landmarks are
-[H, M, D], already times the softmax scale. Probabilities live in scratch memory, and the backward
-computes them again.
+landmark keys (kernel_1 · context). Tokens are [H, N, D], read through their `Sequence`; landmarks
+are [H, M, D], already times the softmax scale. Probabilities live in scratch memory, and the
+backward computes them again.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ def scatter(
     work: Workspace,
 ) -> None:
     """Writes softmax(Q K~ᵀ) · context [+ the convolution] to output. context: [H, M, Dv]."""
-    heads, m, _ = landmarks.shape
     for i, j in sequence.blocks(work.block):
         q = sequence.read(query, i, j, work, "query")
         weights = _kernel_1(q, landmarks, work)
         if convolution is None:
-            block = torch.bmm(weights, context, out=work("output", heads, j - i, output.shape[-1]))
+            shape = (len(q), j - i, output.shape[-1])
+            block = torch.bmm(weights, context, out=work("output", *shape))
         else:
             block = convolution.block(i, j).baddbmm_(weights, context)
         sequence.write(output, i, j, block)

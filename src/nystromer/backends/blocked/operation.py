@@ -67,7 +67,7 @@ def blocked_forward(
     pinv_iterations: int,
     pinv_init: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(output, Q~, K~, kernel_3 V, context, log of kernel_3's row sums); the last five for backward."""
+    """The output, and what the backward needs: Q~, K~, kernel_3 V, context, log of its row sums."""
     pairs = _pairs(query, key, mask, query_mask, num_landmarks)
     work = _workspace(query, value, num_landmarks)
     output, q_tilde, k_tilde, gathered, context, log_mass = _results(query, value, num_landmarks)
@@ -115,7 +115,8 @@ def blocked_forward(
 
 
 @blocked_forward.register_fake
-def _(query, key, value, mask, query_mask, conv_weight, query_landmarks, key_landmarks, num_landmarks, *settings):  # fmt: skip
+def _(query, key, value, *rest):  # type: ignore[no-untyped-def]
+    num_landmarks = rest[5]
     return _results(query, value, num_landmarks)
 
 
@@ -228,10 +229,9 @@ def _(grad_output, query, key, value, mask, query_mask, conv_weight, q_tilde, *r
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, query_landmarks, key_landmarks, num_landmarks, scale, iterations, init = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
-    ctx.landmarks_given = query_landmarks is not None
-    ctx.settings = (scale, iterations, init)
+    ctx.save_for_backward(*inputs[:6], *output[1:])
+    ctx.landmarks_given = inputs[6] is not None
+    ctx.settings = inputs[-3:]  # scale, pinv_iterations, pinv_init
 
 
 def _backward(ctx, grad_output, *unused):  # type: ignore[no-untyped-def]

@@ -1,0 +1,291 @@
+"""The package nystrom-attention 0.0.14, call for call: replace the import and keep your weights.
+
+    from nystromer.compat.lucidrains import NystromAttention, Nystromformer
+
+Signatures, defaults and state-dict keys are that package's. `mode="legacy"` (default) gives its
+numbers and gradients, which trained weights rely on: the sequence is padded on the left with zeros
+up to a multiple of M, the zeros are attended to, and the inverse starts from one maximum over the
+whole batch. `mode="fixed"` runs the same weights without these defects: any length without padding,
+exact attention up to M tokens, no influence between sequences.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nystromer.backends.eager import convolution, factors
+from nystromer.checks import check_mask, check_rows
+from nystromer.functional import nystrom_attention
+from nystromer.landmarks import accumulation_dtype
+from nystromer.pinv import iterative_pinv
+from nystromer.rows import nystrom_attention_rows
+
+MODES = ("legacy", "fixed")
+
+
+def moore_penrose_iter_pinv(x: Tensor, iters: int = 6) -> Tensor:
+    """`iterative_pinv` with one start value over the whole batch. x: [B, H, M, M]."""
+    return iterative_pinv(x, iters, init="batch")
+
+
+class NystromAttention(nn.Module):
+    r"""Self-attention with the arguments, state-dict keys and (legacy) numbers of the old package.
+
+    Args:
+        dim: Features of a token.
+        dim_head: D, features of a head.
+        heads: H.
+        num_landmarks: M.
+        pinv_iterations: Steps of the pseudo-inverse.
+        residual: Whether to add the depthwise convolution over values.
+        residual_conv_kernel: Its kernel size, odd.
+        eps: Added to the token count of a landmark (legacy, with a mask).
+        dropout: On the output.
+        mode: "legacy": the old package's numbers. "fixed": no padding, nothing between sequences.
+
+    Raises:
+        ValueError: If mode is neither.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_head: int = 64,
+        heads: int = 8,
+        num_landmarks: int = 256,
+        pinv_iterations: int = 6,
+        residual: bool = True,
+        residual_conv_kernel: int = 33,
+        eps: float = 1e-8,
+        dropout: float = 0.0,
+        *,
+        mode: str = "legacy",
+    ) -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"`mode` must be 'legacy' or 'fixed', got {mode!r}.")
+        self.eps, self.mode = eps, mode
+        self.num_landmarks, self.pinv_iterations = num_landmarks, pinv_iterations
+        self.heads, self.scale = heads, dim_head**-0.5
+        self.to_qkv = nn.Linear(dim, heads * dim_head * 3, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * dim_head, dim), nn.Dropout(dropout))
+        self.residual = residual
+        if residual:
+            kernel, padding = (residual_conv_kernel, 1), (residual_conv_kernel // 2, 0)
+            self.res_conv = nn.Conv2d(
+                heads, heads, kernel, padding=padding, groups=heads, bias=False
+            )
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        return_attn: bool = False,
+        return_attn_matrices: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """x: [B, N, dim]; mask: real tokens, bool [B, N]. Returns [B, N, dim].
+
+        return_attn adds the attention map, [B, H, P, P]; return_attn_matrices adds its three
+        factors, [B, H, P, M], [B, H, M, M] and [B, H, M, P]. P is N, in legacy mode rounded up to a
+        multiple of M by padding on the left. Both warn: `attention_rows` gives any rows in O(R N).
+        """
+        q, k, v, padded_mask = self._heads(x, mask)
+        if return_attn or return_attn_matrices:
+            _warn_of_cost(
+                q, None if return_attn and not return_attn_matrices else self.num_landmarks
+            )
+        tables = None
+        if return_attn or return_attn_matrices or self._needs_old_rules(q, mask):
+            tables = self._factors(q, k, padded_mask)
+        if tables is None or self.mode == "fixed":
+            output = nystrom_attention(
+                q, k, v, mask=padded_mask, conv_weight=self._taps(), **self._settings()
+            )
+        else:
+            kernel_1, inverse, kernel_3 = tables
+            with torch.autocast(x.device.type, enabled=False):
+                output = ((kernel_1 @ inverse) @ (kernel_3 @ v.to(inverse.dtype))).to(v.dtype)
+            taps = self._taps()
+            if taps is not None:
+                output = output + convolution(v, taps)
+        output = self.to_out(output.transpose(1, 2).flatten(2))[:, -x.shape[1] :]
+        if return_attn_matrices and tables is not None:
+            return output, tables
+        if return_attn and tables is not None:
+            return output, tables[0] @ tables[1] @ tables[2]
+        return output
+
+    def attention_rows(
+        self, x: Tensor, rows: Tensor | Sequence[int], mask: Tensor | None = None
+    ) -> Tensor:
+        """Rows of every head's attention map in O(R N), [B, H, R, N]; rows=[0]: a class token's.
+
+        Rows and columns count the tokens of x. In legacy mode the padding on the left takes its
+        share of every row, and its columns are left out.
+        """
+        n = x.shape[1]
+        q, k, _, padded_mask = self._heads(x, mask)
+        left = q.shape[2] - n
+        rows = torch.as_tensor(rows, device=x.device)
+        check_rows(rows, n)
+        rows = rows + left
+        if self._needs_old_rules(q, mask):
+            kernel_1, inverse, kernel_3 = self._factors(q, k, padded_mask)
+            return (kernel_1[:, :, rows] @ inverse @ kernel_3)[..., left:].to(x.dtype)
+        settings = self._settings()
+        return nystrom_attention_rows(q, k, rows, mask=padded_mask, **settings)[..., left:]
+
+    def _heads(
+        self, x: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Q, K, V, each [B, H, P, D], and the mask, [B, P]."""
+        check_mask("mask", mask, (x.shape[0], x.shape[1]), x.device)
+        left = -x.shape[1] % self.num_landmarks if self.mode == "legacy" else 0
+        if left:
+            x = F.pad(x, (0, 0, left, 0))
+            mask = mask if mask is None else F.pad(mask, (left, 0), value=False)
+        q, k, v = self.to_qkv(x).chunk(3, dim=-1)
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        if mask is not None:
+            q, k, v = (t.masked_fill(~mask[:, None, :, None], 0.0) for t in (q, k, v))
+        return q, k, v, mask
+
+    def _needs_old_rules(self, q: Tensor, mask: Tensor | None) -> bool:
+        """Where legacy numbers differ from `nystrom_attention` on the padded sequence."""
+        return self.mode == "legacy" and (mask is not None or q.shape[2] <= self.num_landmarks)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "num_landmarks": self.num_landmarks,
+            "scale": self.scale,
+            "pinv_iterations": self.pinv_iterations,
+            "pinv_init": "batch" if self.mode == "legacy" else "sequence",
+        }
+
+    def _taps(self) -> Tensor | None:
+        return self.res_conv.weight[:, 0, :, 0] if self.residual else None
+
+    def _factors(self, q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = accumulation_dtype(q.dtype)
+        q, k = q.to(dtype), k.to(dtype)
+        with torch.autocast(q.device.type, enabled=False):
+            if self.mode == "fixed":
+                return factors(q, k, mask=mask, query_mask=mask, **self._settings())
+            return self._legacy_factors(q, k, mask)
+
+    def _legacy_factors(
+        self, q: Tensor, k: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The old rules: equal segments of the padded sequence, means over their real tokens, a row
+        or column without real tokens uniform or hidden."""
+        shape = (self.num_landmarks, -1)
+        q_sum, k_sum = (t.unflatten(2, shape).sum(3) for t in (self.scale * q, k))
+        if mask is None:
+            count: Tensor | float = q.shape[2] / self.num_landmarks
+            real = filled = None
+        else:
+            counts = mask.unflatten(1, shape).sum(2)  # [B, M]
+            count = counts[:, None, :, None] + self.eps
+            real, filled = mask[:, None], (counts > 0)[:, None]  # [B, 1, P], [B, 1, M]
+        q_tilde, k_tilde = q_sum / count, k_sum / count
+        kernel_1 = _legacy_softmax(self.scale * q @ k_tilde.mT, real, filled)
+        kernel_2 = _legacy_softmax(q_tilde @ k_tilde.mT, filled, filled)
+        kernel_3 = _legacy_softmax(q_tilde @ k.mT, filled, real)
+        return kernel_1, moore_penrose_iter_pinv(kernel_2, self.pinv_iterations), kernel_3
+
+
+class PreNorm(nn.Module):
+    def __init__(self, dim: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.fn = fn
+
+    def forward(self, x: Tensor, **kwargs: Tensor | None) -> Tensor:
+        return self.fn(self.norm(x), **kwargs)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int, mult: int = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(dim, dim * mult), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim * mult, dim)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Nystromformer(nn.Module):
+    """`depth` pre-norm blocks: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        dim_head: int = 64,
+        heads: int = 8,
+        num_landmarks: int = 256,
+        pinv_iterations: int = 6,
+        attn_values_residual: bool = True,
+        attn_values_residual_conv_kernel: int = 33,
+        attn_dropout: float = 0.0,
+        ff_dropout: float = 0.0,
+        mode: str = "legacy",
+    ) -> None:
+        super().__init__()
+
+        def block() -> nn.ModuleList:
+            attention = NystromAttention(
+                dim,
+                dim_head,
+                heads,
+                num_landmarks,
+                pinv_iterations,
+                attn_values_residual,
+                attn_values_residual_conv_kernel,
+                dropout=attn_dropout,
+                mode=mode,
+            )
+            feed_forward = FeedForward(dim, dropout=ff_dropout)
+            return nn.ModuleList([PreNorm(dim, attention), PreNorm(dim, feed_forward)])
+
+        self.layers = nn.ModuleList(block() for _ in range(depth))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x: [B, N, dim]; mask: real tokens, bool [B, N]. Returns [B, N, dim]."""
+        for block in self.layers:
+            attention, feed_forward = block.children()
+            x = attention(x, mask=mask) + x
+            x = feed_forward(x) + x
+        return x
+
+
+Nystromer = Nystromformer
+
+
+def _legacy_softmax(logits: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """Softmax where rows [B, 1, R] and columns [B, 1, C] are both real; uniform rows elsewhere."""
+    if rows is not None and columns is not None:
+        hidden = ~(rows[..., :, None] & columns[..., None, :])
+        logits = logits.masked_fill(hidden, -torch.finfo(logits.dtype).max)
+    return logits.softmax(-1)
+
+
+def _warn_of_cost(q: Tensor, num_landmarks: int | None) -> None:
+    batch, heads, n, _ = q.shape
+    name, columns = (
+        ("return_attn", n) if num_landmarks is None else ("return_attn_matrices", 2 * num_landmarks)
+    )
+    gigabytes = batch * heads * n * columns * q.element_size() / 1e9
+    warnings.warn(
+        f"{name}=True keeps {gigabytes:.1f} GB of attention for N = {n}; attention_rows(x, rows) "
+        "gives single rows, a class token's for instance, in O(R N).",
+        stacklevel=3,
+    )
