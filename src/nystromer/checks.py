@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nystromer.pinv import PINV_INITS
+from nystromer.pinv import NORM_DIMS
 
 
 def check_positive(name: str, value: int) -> None:
@@ -61,8 +61,8 @@ def check_value(key: Tensor, value: Tensor) -> None:
 
 def check_pinv(iterations: int, init: str) -> None:
     check_positive("pinv_iterations", iterations)
-    if init not in PINV_INITS:
-        known = ", ".join(map(repr, PINV_INITS))
+    if init not in NORM_DIMS:
+        known = ", ".join(map(repr, NORM_DIMS))
         raise ValueError(f"`pinv_init` must be one of {known}, got {init!r}.")
 
 

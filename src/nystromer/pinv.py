@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PINV_INITS = ("matrix", "sequence", "batch")
+# what the norms of the start value are taken over, as dimensions of column sums [B, H, M]
+NORM_DIMS = {"matrix": (-1,), "sequence": (-2, -1), "batch": (-3, -2, -1)}
 
 
 def pinv_start(matrix: Tensor, init: str = "matrix") -> Tensor:
@@ -21,13 +22,10 @@ def pinv_start(matrix: Tensor, init: str = "matrix") -> Tensor:
     Returns:
         Z_0, the shape of `matrix`.
     """
-    column_norm = matrix.abs().sum(-2).amax(-1)  # ‖A‖_1 [B, H]
-    row_norm = matrix.abs().sum(-1).amax(-1)  # ‖A‖_inf [B, H]
-    if init == "sequence":
-        column_norm, row_norm = column_norm.amax(-1, True), row_norm.amax(-1, True)
-    elif init == "batch":
-        column_norm, row_norm = column_norm.amax(), row_norm.amax()
-    return matrix.mT / (column_norm * row_norm)[..., None, None]
+    dims = NORM_DIMS[init]
+    column_norm = matrix.abs().sum(-2).amax(dims, True)  # ‖A‖_1  [b, h, 1]
+    row_norm = matrix.abs().sum(-1).amax(dims, True)  # ‖A‖_inf  [b, h, 1]
+    return matrix.mT / (column_norm * row_norm)[..., None]
 
 
 def iterative_pinv(matrix: Tensor, iterations: int = 6, init: str = "matrix") -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NORM_DIMS = {"matrix": (-1,), "sequence": (-2, -1), "batch": (-3, -2, -1)}  # of [B, H, M]
+from nystromer.pinv import NORM_DIMS
 
 
 def pinv_product(matrix: Tensor, x: Tensor, iterations: int = 6, init: str = "matrix") -> Tensor:

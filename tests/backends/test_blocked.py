@@ -1,0 +1,84 @@
+"""What `blocked` promises beyond the numbers: memory, and one node for autograd and compile."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cases import Case, make_inputs
+from nystromer import nystrom_attention
+from nystromer.backends.blocked.operation import blocked_forward
+
+MEASURE = """
+import resource, sys, torch
+from nystromer import nystrom_attention
+
+torch.set_num_threads(1)
+backward, masked = sys.argv[1] == "backward", sys.argv[2] == "masked"
+
+def peak():  # bytes
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+def run(n):
+    q, k, v = (torch.randn(1, 8, n, 64).requires_grad_(backward) for _ in range(3))
+    taps = torch.randn(8, 33).requires_grad_(backward)
+    grad = torch.ones_like(q) if backward else None
+    mask = (torch.arange(n) < n - 5)[None] if masked else None
+    before = peak()
+    options = {"num_landmarks": 256, "conv_weight": taps, "mask": mask, "backend": "blocked"}
+    output = nystrom_attention(q, k, v, **options)
+    if backward:
+        output.backward(grad)
+    return (peak() - before) / (q.numel() * 4)
+
+run(1024)
+print(run(65536))
+"""
+
+
+@pytest.mark.parametrize("masked", ["unmasked", "masked"])
+@pytest.mark.parametrize(("direction", "limit"), [("forward", 2), ("backward", 6)])
+def test_blocked_memory_grows_by_few_input_sized_tensors(direction, limit, masked):
+    """N = 65,536, M = 256, 8 heads of 64, float32, convolution; output and gradients count."""
+    command = [sys.executable, "-c", MEASURE, direction, masked]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0.9 < float(done.stdout) <= limit
+
+
+@pytest.mark.parametrize("masks", [None, "holes"])
+def test_blocked_operation_passes_opcheck(masks):
+    """Schema, fake tensors and autograd registration, as torch.compile and export need them."""
+    tensors, options = make_inputs(Case(n=40, m=8, kernel=5, masks=masks), torch.float32)
+    q, k, v = (x.requires_grad_() for x in tensors)
+    taps, mask = options["conv_weight"].requires_grad_(), options["mask"]
+    arguments = (q, k, v, mask, mask, taps, None, None, 8, 0.25, 6, "matrix")
+    torch.library.opcheck(blocked_forward, arguments)
+
+
+def test_blocked_saves_nothing_that_grows_with_n():
+    (q, k, v), _ = make_inputs(Case(n=500, m=8, dim=4, value_dim=4))
+    saved = []
+
+    def pack(x):
+        saved.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        nystrom_attention(q.requires_grad_(), k, v, num_landmarks=8, backend="blocked")
+    inputs = {x.data_ptr() for x in (q, k, v)}
+    rest = [x for x in saved if x.data_ptr() not in inputs]
+    assert rest, "the small tensors are saved"
+    assert all(x.shape[2] == 8 for x in rest)
+
+
+def test_blocked_keeps_the_memory_order_of_its_inputs():
+    """So that heads merge without a copy, in the module and in its backward."""
+    q = torch.randn(2, 50, 4, 8, requires_grad=True)
+    heads = q.transpose(1, 2)
+    output = nystrom_attention(heads, heads, heads, num_landmarks=8, backend="blocked")
+    assert output.transpose(1, 2).is_contiguous()
+    contiguous = heads.contiguous()
+    output = nystrom_attention(contiguous, contiguous, contiguous, num_landmarks=8)
+    assert output.is_contiguous()
