@@ -33,6 +33,7 @@ class Case:
     value_dim: int = 16
     kernel: int | None = None
     masks: str | None = None
+    own_query_mask: bool = False
     given_landmarks: bool = False
     settings: dict = field(default_factory=dict)
 
@@ -41,6 +42,7 @@ class Case:
         parts += [f"Nk{self.n_k}"] if self.n_k else []
         parts += [f"K{self.kernel}"] if self.kernel else []
         parts += [self.masks] if self.masks else []
+        parts += ["own-query-mask"] if self.own_query_mask else []
         parts += ["landmarks"] if self.given_landmarks else []
         return "-".join(parts + [f"{k}={v}" for k, v in self.settings.items()])
 
@@ -59,11 +61,14 @@ CASES = [
     Case(n=131, m=16, kernel=7, batch=4, masks="holes"),
     Case(n=70, m=32, kernel=7, batch=5, masks="short"),
     Case(n=131, m=16, batch=3, masks="holes", settings={"pinv_init": "sequence"}),
-    Case(n=131, m=16, batch=3, masks="short", settings={"pinv_init": "batch"}),
+    Case(
+        n=131, m=16, batch=3, masks="short", settings={"pinv_init": "batch", "pinv_iterations": 1}
+    ),
     Case(n=90, m=16, settings={"pinv_iterations": 2, "scale": 0.7}),
     Case(n=131, n_k=70, m=16),
     Case(n=70, n_k=131, m=16, batch=5, masks="short"),
     Case(n=131, n_k=70, m=16, batch=5, masks="holes"),
+    Case(n=70, m=16, batch=5, kernel=7, masks="short", own_query_mask=True),
     Case(n=10, n_k=131, m=16),
     Case(n=131, n_k=10, m=16),
     Case(n=131, m=16, kernel=7, given_landmarks=True),
@@ -93,7 +98,7 @@ def make_inputs(case, dtype=torch.float64, seed=0):
     """(query, key, value) and the keyword arguments of one call."""
     g = torch.Generator().manual_seed(seed)
     n_k = case.n_k or case.n
-    cross = n_k != case.n
+    own_query_mask = n_k != case.n or case.own_query_mask
 
     def draw(*shape):
         return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
@@ -104,7 +109,7 @@ def make_inputs(case, dtype=torch.float64, seed=0):
         draw(case.batch, case.heads, n_k, case.value_dim),
     )
     mask = make_mask(case.masks, case.batch, n_k, case.m, g)
-    query_mask = make_mask(case.masks, case.batch, case.n, case.m, g) if cross else None
+    query_mask = make_mask(case.masks, case.batch, case.n, case.m, g) if own_query_mask else None
     given = None
     if case.given_landmarks:
         shape = (case.batch, case.heads, case.m, case.dim)
@@ -112,7 +117,7 @@ def make_inputs(case, dtype=torch.float64, seed=0):
     return tensors, {
         "num_landmarks": case.m,
         "mask": mask,
-        "query_mask": query_mask.flip(0) if query_mask is not None else None,
+        "query_mask": query_mask.roll(2, 0) if query_mask is not None else None,
         "conv_weight": draw(case.heads, case.kernel) / 4 if case.kernel else None,
         "landmarks": given,
         **case.settings,

@@ -112,6 +112,12 @@ def test_kmeans_finds_separate_clusters():
     assert (counts == 100).all()
 
 
+def test_kmeans_keeps_the_centre_of_an_empty_cluster():
+    centres, counts = kmeans(torch.full((1, 1, 12, 2), 3.0), 4)
+    assert counts.tolist() == [[[12, 0, 0, 0]]]  # equal distances go to the first
+    assert (centres == 3).all()
+
+
 def test_kmeans_lowers_the_quantisation_error_of_segment_means():
     x = torch.randn(2, 2, 500, 4, dtype=torch.float64)
     mask = torch.arange(500) < torch.tensor([[500], [333]])

@@ -184,7 +184,6 @@ def _means_by_id(x: Tensor, ids: Tensor, num_landmarks: int) -> tuple[Tensor, Te
     counts = _counts(ids, num_landmarks)  # [B, M] or [B, H, M]
     if ids.dim() == 2:
         ids = ids[:, None]
-    x = x.masked_fill((ids == num_landmarks)[..., None], 0.0)  # padding may hold NaN
     dtype = accumulation_dtype(x.dtype)
     sums = x.new_zeros(*x.shape[:2], num_landmarks + 1, x.shape[3], dtype=dtype)
     sums = sums.scatter_add(2, ids[..., None].expand(x.shape), x.to(dtype))[:, :, :-1]
