@@ -1,14 +1,15 @@
 """The forward and the backward over a batch, as operations that autograd and torch.compile know."""
 
 # No `from __future__ import annotations` here: torch reads the signatures of the operations.
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nystromer.backends.blocked.attention import gather, gather_backward, scatter, scatter_backward
 from nystromer.backends.blocked.convolution import Convolution, ConvolutionBackward
-from nystromer.backends.blocked.sequences import Sequence, Workspace, sequences
+from nystromer.backends.blocked.pairs import Pair, make_pairs, nystrom_index
+from nystromer.backends.blocked.sequences import Workspace
 from nystromer.landmarks import accumulation_dtype
 from nystromer.pinv_product import pinv_product, pinv_product_backward
 
@@ -16,40 +17,18 @@ SCRATCH_ON_CPU = 1 << 18  # numbers in the widest scratch table: a megabyte, whi
 SCRATCH_ELSEWHERE = 1 << 24
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The query and the key tokens of one sequence, and what becomes of them.
+class Small(NamedTuple):
+    """What stands between the two attentions, and all that the backward needs beside the inputs."""
 
-    few_keys: L_k <= M, so the keys are their own landmarks and `scatter` alone is exact attention.
-    few_queries: L_q <= M, so the queries are, and `gather` alone is. Lemma 2; neither: Nyström.
-    """
+    q_tilde: Tensor  # [B, H, M, D]
+    k_tilde: Tensor  # [B, H, M, D]
+    gathered: Tensor  # kernel_3 V  [B, H, M, Dv]
+    context: Tensor  # kernel_2⁺ kernel_3 V  [B, H, M, Dv]
+    log_mass: Tensor  # log of the row sums of kernel_3  [B, H, M, 1]
 
-    queries: Sequence
-    keys: Sequence
-    num_landmarks: int
-
-    @property
-    def empty(self) -> bool:
-        return min(self.queries.length, self.keys.length) == 0
-
-    @property
-    def few_keys(self) -> bool:
-        return not self.empty and self.keys.length <= self.num_landmarks
-
-    @property
-    def few_queries(self) -> bool:
-        return not self.empty and not self.few_keys and self.queries.length <= self.num_landmarks
-
-    @property
-    def nystrom(self) -> bool:
-        return min(self.queries.length, self.keys.length) > self.num_landmarks
-
-    @property
-    def width(self) -> int:
-        """Landmarks in use."""
-        if self.nystrom:
-            return self.num_landmarks
-        return self.keys.length if self.few_keys else self.queries.length
+    def of(self, b: int, pair: Pair) -> "Small":
+        """Views of sequence b, of the landmarks it uses."""
+        return Small(*(x[b, :, : pair.width] for x in self))
 
 
 @torch.library.custom_op("nystromer::blocked_forward", mutates_args=())
@@ -68,50 +47,81 @@ def blocked_forward(
     pinv_init: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The output, and what the backward needs: Q~, K~, kernel_3 V, context, log of its row sums."""
-    pairs = _pairs(query, key, mask, query_mask, num_landmarks)
+    pairs = make_pairs(query, key, mask, query_mask, num_landmarks)
     work = _workspace(query, value, num_landmarks)
-    output, q_tilde, k_tilde, gathered, context, log_mass = _results(query, value, num_landmarks)
-
+    output, *tables = _results(query, value, num_landmarks)
+    small = Small(*tables)
     for b, pair in enumerate(pairs):
-        w = pair.width
-        if pair.few_keys:
-            k_tilde[b, :, :w] = pair.keys.tokens(key[b])
-            context[b, :, :w] = pair.keys.tokens(value[b])
-            continue
-        if pair.few_queries:
-            q_tilde[b, :, :w] = pair.queries.tokens(query[b])
-        elif query_landmarks is not None and key_landmarks is not None and pair.nystrom:
-            q_tilde[b], k_tilde[b] = query_landmarks[b], key_landmarks[b]
-        elif pair.nystrom:
-            q_tilde[b] = pair.queries.means(query[b], num_landmarks)
-            k_tilde[b] = pair.keys.means(key[b], num_landmarks)
-        if not pair.empty:
-            q_b = q_tilde[b, :, :w] * scale
-            gathered[b, :, :w], log_mass[b, :, :w] = gather(q_b, key[b], value[b], pair.keys, work)
+        given = None
+        if query_landmarks is not None and key_landmarks is not None:
+            given = (query_landmarks[b], key_landmarks[b])
+        _gather(pair, query[b], key[b], value[b], given, small.of(b, pair), scale, work)
 
-    solved = _select(pairs)
+    solved = nystrom_index(pairs)
     if solved is not None:
-        kernel_2 = torch.softmax(scale * q_tilde[solved] @ k_tilde[solved].mT, -1)
-        context[solved] = pinv_product(kernel_2, gathered[solved], pinv_iterations, pinv_init)
+        kernel_2 = torch.softmax(scale * small.q_tilde[solved] @ small.k_tilde[solved].mT, -1)
+        gathered = small.gathered[solved]
+        small.context[solved] = pinv_product(kernel_2, gathered, pinv_iterations, pinv_init)
 
     for b, pair in enumerate(pairs):
-        w, out = pair.width, output[b]
         convolution = None
         if conv_weight is not None:
-            taps = conv_weight.to(work.dtype)
-            convolution = Convolution(taps, value[b], pair.keys, work)
-        if pair.empty:
-            out.zero_()
-        elif pair.few_queries:
-            out.zero_()
-            pair.queries.put(out, gathered[b, :, :w])
-            if convolution is not None:
-                convolution.add_to(out, pair.queries)
-        else:
-            pair.queries.clear_outside(out)
-            landmarks = k_tilde[b, :, :w] * scale
-            scatter(query[b], landmarks, context[b, :, :w], pair.queries, out, convolution, work)
-    return output, q_tilde, k_tilde, gathered, context, log_mass
+            convolution = Convolution(conv_weight.to(work.dtype), value[b], pair.keys, work)
+        _scatter(pair, query[b], small.of(b, pair), output[b], convolution, scale, work)
+    return output, *small
+
+
+def _gather(
+    pair: Pair,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    given: tuple[Tensor, Tensor] | None,
+    small: Small,
+    scale: float,
+    work: Workspace,
+) -> None:
+    """Fills in one sequence's landmarks and what they gather; with few keys, its whole context."""
+    if pair.empty:
+        return
+    if pair.few_keys:
+        small.k_tilde.copy_(pair.keys.tokens(key))
+        small.context.copy_(pair.keys.tokens(value))
+        return
+    if pair.few_queries:
+        small.q_tilde.copy_(pair.queries.tokens(query))
+    elif given is not None:
+        small.q_tilde.copy_(given[0])
+        small.k_tilde.copy_(given[1])
+    else:
+        small.q_tilde.copy_(pair.queries.means(query, pair.num_landmarks))
+        small.k_tilde.copy_(pair.keys.means(key, pair.num_landmarks))
+    gathered, log_mass = gather(small.q_tilde * scale, key, value, pair.keys, work)
+    small.gathered.copy_(gathered)
+    small.log_mass.copy_(log_mass)
+
+
+def _scatter(
+    pair: Pair,
+    query: Tensor,
+    small: Small,
+    output: Tensor,
+    convolution: Convolution | None,
+    scale: float,
+    work: Workspace,
+) -> None:
+    """Writes one sequence's output, [H, Nq, Dv]."""
+    if pair.empty:
+        output.zero_()
+    elif pair.few_queries:
+        output.zero_()
+        pair.queries.put(output, small.gathered)
+        if convolution is not None:
+            convolution.add_to(output, pair.queries)
+    else:
+        pair.queries.clear_outside(output)
+        landmarks = small.k_tilde * scale
+        scatter(query, landmarks, small.context, pair.queries, output, convolution, work)
 
 
 @blocked_forward.register_fake
@@ -140,87 +150,114 @@ def blocked_backward(
     pinv_init: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, conv_weight (empty if none), Q~ and K~."""
-    m = q_tilde.shape[2]
-    pairs = _pairs(query, key, mask, query_mask, m)
-    work = _workspace(query, value, m)
+    small = Small(q_tilde, k_tilde, gathered, context, log_mass)
     grads = _gradients(query, key, value, conv_weight, q_tilde)
     grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde = grads
-    grad_context, grad_gathered = torch.zeros_like(context), torch.zeros_like(gathered)
+    grad_small = Small(grad_q_tilde, grad_k_tilde, *map(torch.zeros_like, small[2:]))
+    pairs = make_pairs(query, key, mask, query_mask, q_tilde.shape[2])
+    work = _workspace(query, value, q_tilde.shape[2])
 
     for b, pair in enumerate(pairs):
-        w = pair.width
-        if pair.few_queries:
-            grad_gathered[b, :, :w] = pair.queries.tokens(grad_output[b])
-        elif not pair.empty:
-            pair.queries.clear_outside(grad_query[b])
-            grad_k, grad_context[b, :, :w] = scatter_backward(
-                query[b],
-                k_tilde[b, :, :w] * scale,
-                context[b, :, :w],
-                pair.queries,
-                grad_output[b],
-                grad_query[b],
-                work,
-            )
-            grad_k_tilde[b, :, :w] = grad_k * scale
+        of_b = (small.of(b, pair), grad_small.of(b, pair))
+        _scatter_backward(pair, query[b], grad_output[b], *of_b, grad_query[b], scale, work)
 
-    solved = _select(pairs)
+    solved = nystrom_index(pairs)
     if solved is not None:
         q, k = q_tilde[solved], k_tilde[solved]
         kernel_2 = torch.softmax(scale * q @ k.mT, -1)
-        grad_kernel, grad_gathered[solved] = pinv_product_backward(
-            kernel_2, gathered[solved], grad_context[solved], pinv_iterations, pinv_init
+        grad_kernel, grad_small.gathered[solved] = pinv_product_backward(
+            kernel_2, gathered[solved], grad_small.context[solved], pinv_iterations, pinv_init
         )
         grad_logits = kernel_2 * (grad_kernel - (grad_kernel * kernel_2).sum(-1, keepdim=True))
         grad_q_tilde[solved] = scale * grad_logits @ k
         grad_k_tilde[solved] += scale * grad_logits.mT @ q
 
     for b, pair in enumerate(pairs):
-        w = pair.width
         convolution = None
         if conv_weight is not None:
             taps = conv_weight.to(work.dtype)
             convolution = ConvolutionBackward(taps, grad_output[b], pair.queries, work)
-        if pair.empty:
-            for grad in (grad_query, grad_key, grad_value):
-                grad[b].zero_()
-            continue
-        pair.keys.clear_outside(grad_key[b])
-        pair.keys.clear_outside(grad_value[b])
-        if pair.few_keys:
-            grad_key[b].zero_()
-            grad_value[b].zero_()
-            pair.keys.put(grad_key[b], grad_k_tilde[b, :, :w])
-            pair.keys.put(grad_value[b], grad_context[b, :, :w])
-            if convolution is not None:
-                convolution.add_to(grad_value[b], value[b], pair.keys)
-        else:
-            grad_q = gather_backward(
-                q_tilde[b, :, :w] * scale,
-                key[b],
-                value[b],
-                pair.keys,
-                gathered[b, :, :w],
-                log_mass[b, :, :w],
-                grad_gathered[b, :, :w],
-                grad_key[b],
-                grad_value[b],
-                convolution,
-                work,
-            )
-            grad_q_tilde[b, :, :w] += grad_q * scale
-        if pair.few_queries:
-            grad_query[b].zero_()
-            pair.queries.put(grad_query[b], grad_q_tilde[b, :, :w])
-        elif pair.nystrom and not landmarks_given:
+        tokens, grad_tokens = (key[b], value[b]), (grad_query[b], grad_key[b], grad_value[b])
+        of_b = (small.of(b, pair), grad_small.of(b, pair))
+        _gather_backward(pair, tokens, *of_b, grad_tokens, convolution, scale, work)
+        if pair.nystrom and not landmarks_given:
             pair.queries.spread(grad_query[b], grad_q_tilde[b])
             pair.keys.spread(grad_key[b], grad_k_tilde[b])
-        if not pair.nystrom:  # landmarks from outside took no part
+        elif not pair.nystrom:  # landmarks from outside took no part
             grad_q_tilde[b].zero_()
             grad_k_tilde[b].zero_()
-        if convolution is not None:
+        if convolution is not None and not pair.empty:
             grad_taps += convolution.taps()
     return grads
+
+
+def _scatter_backward(
+    pair: Pair,
+    query: Tensor,
+    grad_output: Tensor,
+    small: Small,
+    grad: Small,
+    grad_query: Tensor,
+    scale: float,
+    work: Workspace,
+) -> None:
+    """Gradients of `_scatter`: of the queries as they stand there, and of what they read."""
+    if pair.empty:
+        grad_query.zero_()
+    elif pair.few_queries:
+        grad.gathered.copy_(pair.queries.tokens(grad_output))
+    else:
+        pair.queries.clear_outside(grad_query)
+        landmarks, queries = small.k_tilde * scale, pair.queries
+        grad_landmarks, grad_context = scatter_backward(
+            query, landmarks, small.context, queries, grad_output, grad_query, work
+        )
+        grad.k_tilde.copy_(grad_landmarks * scale)
+        grad.context.copy_(grad_context)
+
+
+def _gather_backward(
+    pair: Pair,
+    tokens: tuple[Tensor, Tensor],
+    small: Small,
+    grad: Small,
+    grad_tokens: tuple[Tensor, Tensor, Tensor],
+    convolution: ConvolutionBackward | None,
+    scale: float,
+    work: Workspace,
+) -> None:
+    """Gradients of `_gather` for keys and values, with the convolution's, and for few queries."""
+    (key, value), (grad_query, grad_key, grad_value) = tokens, grad_tokens
+    if pair.empty or pair.few_keys:
+        grad_key.zero_()
+        grad_value.zero_()
+    if pair.empty:
+        return
+    if pair.few_keys:
+        pair.keys.put(grad_key, grad.k_tilde)
+        pair.keys.put(grad_value, grad.context)
+        if convolution is not None:
+            convolution.add_to(grad_value, value, pair.keys)
+        return
+    pair.keys.clear_outside(grad_key)
+    pair.keys.clear_outside(grad_value)
+    grad_landmarks = gather_backward(
+        small.q_tilde * scale,
+        key,
+        value,
+        pair.keys,
+        small.gathered,
+        small.log_mass,
+        grad.gathered,
+        grad_key,
+        grad_value,
+        convolution,
+        work,
+    )
+    grad.q_tilde.add_(grad_landmarks * scale)
+    if pair.few_queries:
+        grad_query.zero_()
+        pair.queries.put(grad_query, grad.q_tilde)
 
 
 @blocked_backward.register_fake
@@ -244,23 +281,6 @@ def _backward(ctx, grad_output, *unused):  # type: ignore[no-untyped-def]
 
 
 blocked_forward.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _pairs(
-    query: Tensor, key: Tensor, mask: Tensor | None, query_mask: Tensor | None, num_landmarks: int
-) -> list[Pair]:
-    keys = sequences(mask, key.shape[0], key.shape[2])
-    same = query_mask is mask and query.shape[2] == key.shape[2]
-    queries = keys if same else sequences(query_mask, query.shape[0], query.shape[2])
-    return [Pair(q, k, num_landmarks) for q, k in zip(queries, keys, strict=True)]
-
-
-def _select(pairs: list[Pair]) -> list[int] | slice | None:
-    """Index of the sequences that take Nyström attention, or None."""
-    chosen = [b for b, pair in enumerate(pairs) if pair.nystrom]
-    if len(chosen) == len(pairs):
-        return slice(None)
-    return chosen or None
 
 
 def _workspace(query: Tensor, value: Tensor, num_landmarks: int) -> Workspace:
