@@ -1,0 +1,175 @@
+"""Measures one case in this process: `python -m nystromer.bench.worker '{"case": {...}, ...}'`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nystromer.bench import Case
+from nystromer.functional import nystrom_attention
+from nystromer.modules import NystromAttention
+
+LAYERS = ("module", "nystrom-attention")
+TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "float16": 4e-3, "bfloat16": 2e-2}
+SAMPLE = 256  # queries whose exact attention is computed
+WARM_UP = 128  # tokens that load libraries and start threads
+
+Attend = Callable[..., Tensor]
+
+
+def run(case: Case, repeats: int, time_limit: float) -> dict[str, float | int | str | None]:
+    """The numbers of a `Row`."""
+    attend, tokens = method(case), inputs(case)
+    grad = torch.randn_like(tokens[-1]) if case.backward else None
+    few = [x[..., :WARM_UP, :] for x in tokens]
+    results(attend, few, None if grad is None else grad[..., :WARM_UP, :])
+
+    reset_peak()
+    before = peak_bytes()
+    measured = results(attend, tokens, grad)
+    peak = peak_bytes() - before
+    times: list[float] = []
+    while len(times) < repeats and sum(times) < time_limit:
+        start = time.perf_counter()
+        results(attend, tokens, grad)
+        times.append(time.perf_counter() - start)
+
+    wrong = "" if case.method == "exact" else disagreement(case, attend, tokens, grad, measured)
+    return {
+        "seconds": None if wrong else statistics.median(times),
+        "peak_bytes": peak,
+        "error": None if case.method in LAYERS else error_to_exact(measured[0], tokens),
+        "note": wrong,
+    }
+
+
+def method(case: Case) -> Attend:
+    torch.manual_seed(0)
+    if case.method == "exact":
+        return F.scaled_dot_product_attention
+    if case.method in ("eager", "blocked"):
+        return partial(nystrom_attention, num_landmarks=case.num_landmarks, backend=case.method)
+    dim, m = case.heads * case.head_dim, case.num_landmarks
+    layer: nn.Module
+    if case.method == "module":
+        layer = NystromAttention(dim, case.heads, num_landmarks=m, conv_kernel_size=33)
+    else:
+        from nystrom_attention import NystromAttention as Peer
+
+        layer = Peer(dim, dim_head=case.head_dim, heads=case.heads, num_landmarks=m)
+    return layer.to(getattr(torch, case.dtype))
+
+
+def inputs(case: Case) -> list[Tensor]:
+    """Query, key and value, [1, H, N, D], the same for all methods; for a layer, [1, N, H D].
+
+    Four features that drift, a new value every 32 tokens, seen through D dimensions with noise: a
+    sequence that says more the longer it gets, so that M landmarks are ever fewer for it.
+    """
+    heads, n, dim = case.heads, case.n, case.head_dim
+    normal = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    drift = F.interpolate(normal(heads, 4, n // 32 + 2), size=n, mode="linear").mT  # [H, N, 4]
+    seen = drift @ normal(heads, 4, dim) / 2
+    dtype = getattr(torch, case.dtype)
+    tokens = [(seen + 0.3 * normal(heads, n, dim))[None].to(dtype) for _ in range(3)]
+    if case.method in LAYERS:
+        tokens = [tokens[0].transpose(1, 2).flatten(2)]
+    return [x.requires_grad_(case.backward) for x in tokens]
+
+
+def results(attend: Attend, tokens: list[Tensor], grad: Tensor | None) -> tuple[Tensor, ...]:
+    """The output, and with `grad` the gradients of tokens and parameters, tokens first."""
+    if grad is None:
+        with torch.no_grad():
+            return (attend(*tokens),)
+    output = attend(*tokens)
+    parameters = list(attend.parameters()) if isinstance(attend, nn.Module) else []
+    return output.detach(), *torch.autograd.grad(output, [*tokens, *parameters], grad)
+
+
+def disagreement(
+    case: Case,
+    attend: Attend,
+    tokens: list[Tensor],
+    grad: Tensor | None,
+    measured: tuple[Tensor, ...],
+) -> str:
+    """Why the results are not those of the float64 equations, or "".
+
+    Gradients are compared as one vector, since that of a key's bias is zero but for rounding, and
+    may be off by three times as much as the output.
+    """
+    double = [x.detach().double().requires_grad_(case.backward) for x in tokens]
+    double_grad = None if grad is None else grad.double()
+    equations: Attend
+    if isinstance(attend, nn.Module):
+        equations = layer = copy.deepcopy(attend).double()
+        if isinstance(layer, NystromAttention):
+            layer.backend = "eager"
+    else:
+        equations = partial(attend, backend="eager")
+    expected = results(equations, double, double_grad)
+    for what, got, wanted, allowed in (
+        ("the output is", measured[:1], expected[:1], TOLERANCES[case.dtype]),
+        ("the gradients are", measured[1:], expected[1:], 3 * TOLERANCES[case.dtype]),
+    ):
+        off = relative_error(_flat(got), _flat(wanted)) if got else 0.0
+        if not off <= allowed:
+            return f"no time: {what} {off:.1e} off the float64 equations, over {allowed:.0e}"
+    return ""
+
+
+def error_to_exact(output: Tensor, tokens: list[Tensor]) -> float:
+    """Relative error to exact attention in float64, over at most 256 evenly spaced queries."""
+    q, k, v = (x.detach().double() for x in tokens)
+    n = q.shape[2]
+    rows = torch.linspace(0, n - 1, min(n, SAMPLE)).long()
+    exact = F.scaled_dot_product_attention(q[:, :, rows], k, v)
+    return relative_error(output[:, :, rows], exact)
+
+
+def relative_error(x: Tensor, wanted: Tensor) -> float:
+    return float((x - wanted).norm() / wanted.norm())
+
+
+def _flat(tensors: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([x.flatten() for x in tensors])
+
+
+def peak_bytes() -> int:
+    """The most memory that this process had resident since `reset_peak`.
+
+    Linux's ru_maxrss starts at the size of the parent process, so it serves only elsewhere.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def reset_peak() -> None:
+    """Where the system allows it: freed memory goes back, and the peak is what is in use now."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[1])
+    case = Case(**settings.pop("case"))
+    print(json.dumps(run(case, **settings)))

@@ -1,0 +1,139 @@
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nystromer import bench, cli
+from nystromer.bench import Row, read_csv
+from nystromer.cli import commands
+
+
+def run(monkeypatch, *words):
+    """The exit code of `nystromer <words>`."""
+    monkeypatch.setattr(sys, "argv", ["nystromer", *map(str, words)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Cases that would have been measured; exact attention is slow, the rest is not."""
+    cases = []
+
+    def fake(case, *, repeats, time_limit):
+        cases.append(case)
+        return Row(case, case.n**2 / 1e6 if case.method == "exact" else 0.0123, 5 << 20, 0.25)
+
+    monkeypatch.setattr(bench, "measure", fake)
+    return cases
+
+
+def test_bench_writes_a_table_rows_and_a_figure(monkeypatch, capsys, tmp_path, measured):
+    output = tmp_path / "new" / "folder"
+    words = ("bench", "--lengths", "65536, 4096", "--time-limit", "20", "--output", output)
+    assert run(monkeypatch, *words, "--backward", "--heads", "2") == 0
+    shown = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in shown.splitlines() if str(tmp_path) not in line)
+    assert re.search(r"4,096 +blocked +12\.3 ms +5 MiB +0\.25", shown)
+    assert re.search(r"65,536 +exact +– +– +–", shown)
+    assert "exact, N = 65,536: skipped: would take about 4295 s." in shown
+    assert "forward and backward, M = 64, 2 heads of 64, float32" in shown
+    assert str(output / "rows.csv") in shown
+    assert (output / "scaling.png").read_bytes().startswith(b"\x89PNG")
+    rows = read_csv(output / "rows.csv")
+    assert [row.case for row in rows if row.seconds is not None] == measured
+    assert all(case.backward and case.heads == 2 for case in measured)
+
+
+def test_bench_shows_what_is_being_measured(monkeypatch, capsys, tmp_path, measured):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, as far as rich can tell
+    run(monkeypatch, "bench", "--lengths", "64", "--methods", "exact,blocked", "--output", tmp_path)
+    assert "N = 64" in capsys.readouterr().err
+
+
+def test_demo_runs_the_recipe(monkeypatch, capsys):
+    calls = []
+
+    def run_demo(output, *, seed, epochs):
+        calls.append((output, seed, epochs))
+        return output / "report.html"
+
+    monkeypatch.setitem(sys.modules, "nystromer.recipes.demo", SimpleNamespace(run_demo=run_demo))
+    assert run(monkeypatch, "demo", "--output", "there", "--epochs", "2") == 0
+    assert run(monkeypatch, "demo", "--seed", "3") == 0
+    assert calls == [(Path("there"), 0, 2), (Path("demo"), 3, None)]
+    assert str(Path("there") / "report.html") in capsys.readouterr().out
+
+
+def test_nystromer_alone_is_help(monkeypatch, capsys):
+    assert run(monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "bench" in shown
+    assert "demo" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "bench --lengths 10,x",
+            "`--lengths` must be whole numbers .* got '10,x'; write 1024,4096",
+        ),
+        ("bench --lengths 0", "`--lengths` must be whole numbers of at least 1"),
+        ("bench --lengths ,", "`--lengths` must be whole numbers .* got ','"),
+        ("bench --lengths ²", "`--lengths` must be whole numbers .* got '²'"),
+        ("bench --methods exact,flash", "`method` must be one of .*, got 'flash'"),
+        ("bench --methods ,", "`methods` must have at least one entry"),
+        ("bench --dtype int8", "`dtype` must be one of .*, got 'int8'"),
+        ("bench --num-landmarks 0", "`num_landmarks` must be at least 1, got 0"),
+        ("bench --heads many", "'--heads'"),
+        ("bench --nope", "--nope"),
+        ("nope", "'nope'"),
+        ("bench --output taken", r"`--output` must be a folder .* got taken \(File exists\)"),
+        ("bench --output taken/in", r"`--output` must be a folder .* \(Not a directory\)"),
+    ],
+)
+def test_bad_input_is_one_sentence(monkeypatch, capsys, tmp_path, measured, words, message):
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    assert run(monkeypatch, *words.split()) == 2
+    shown = capsys.readouterr().err.strip()
+    assert re.search(message, shown)
+    assert len(shown.splitlines()) == 1
+    assert not measured
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, ImportError, NotImplementedError])
+def test_what_the_library_refuses_is_one_sentence(monkeypatch, capsys, tmp_path, error):
+    def refuse(*args, **kwargs):
+        raise error("It cannot be done.")
+
+    monkeypatch.setattr(commands, "sweep", refuse)
+    assert run(monkeypatch, "bench", "--output", tmp_path) == 2
+    assert capsys.readouterr().err.strip() == "It cannot be done."
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_a_missing_library_is_named(monkeypatch, capsys, missing):
+    monkeypatch.delitem(sys.modules, "nystromer.cli.commands")
+    for name in [x for x in sys.modules if x.split(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Missing(missing), *sys.meta_path])
+    assert run(monkeypatch, "bench") == 2
+    assert "pip install nystromer[bench]" in capsys.readouterr().err
+
+
+class Missing:
+    """A finder for a package that is not installed."""
+
+    def __init__(self, package):
+        self.package = package
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
