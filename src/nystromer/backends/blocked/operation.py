@@ -11,7 +11,7 @@ from nystromer.backends.blocked.convolution import Convolution, ConvolutionBackw
 from nystromer.backends.blocked.pairs import Pair, make_pairs, nystrom_index
 from nystromer.backends.blocked.sequences import Workspace
 from nystromer.landmarks import accumulation_dtype
-from nystromer.pinv_product import pinv_product, pinv_product_backward
+from nystromer.pinv import iterative_pinv, iterative_pinv_backward
 
 SCRATCH_ON_CPU = 1 << 18  # numbers in the widest scratch table: a megabyte, which stays in cache
 SCRATCH_ELSEWHERE = 1 << 24
@@ -23,6 +23,7 @@ class Small(NamedTuple):
     q_tilde: Tensor  # [B, H, M, D]
     k_tilde: Tensor  # [B, H, M, D]
     gathered: Tensor  # kernel_3 V  [B, H, M, Dv]
+    inverse: Tensor  # kernel_2⁺  [B, H, M, M]
     context: Tensor  # kernel_2⁺ kernel_3 V  [B, H, M, Dv]
     log_mass: Tensor  # log of the row sums of kernel_3  [B, H, M, 1]
 
@@ -45,8 +46,8 @@ def blocked_forward(
     scale: float,
     pinv_iterations: int,
     pinv_init: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The output, and what the backward needs: Q~, K~, kernel_3 V, context, log of its row sums."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The output, and the fields of `Small`."""
     pairs = make_pairs(query, key, mask, query_mask, num_landmarks)
     work = _workspace(query, value, num_landmarks)
     output, *tables = _results(query, value, num_landmarks)
@@ -60,8 +61,8 @@ def blocked_forward(
     solved = nystrom_index(pairs)
     if solved is not None:
         kernel_2 = torch.softmax(scale * small.q_tilde[solved] @ small.k_tilde[solved].mT, -1)
-        gathered = small.gathered[solved]
-        small.context[solved] = pinv_product(kernel_2, gathered, pinv_iterations, pinv_init)
+        small.inverse[solved] = iterative_pinv(kernel_2, pinv_iterations, pinv_init)
+        small.context[solved] = small.inverse[solved] @ small.gathered[solved]
 
     for b, pair in enumerate(pairs):
         convolution = None
@@ -142,6 +143,7 @@ def blocked_backward(
     q_tilde: Tensor,
     k_tilde: Tensor,
     gathered: Tensor,
+    inverse: Tensor,
     context: Tensor,
     log_mass: Tensor,
     landmarks_given: bool,
@@ -150,7 +152,7 @@ def blocked_backward(
     pinv_init: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, conv_weight (empty if none), Q~ and K~."""
-    small = Small(q_tilde, k_tilde, gathered, context, log_mass)
+    small = Small(q_tilde, k_tilde, gathered, inverse, context, log_mass)
     grads = _gradients(query, key, value, conv_weight, q_tilde)
     grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde = grads
     grad_small = Small(grad_q_tilde, grad_k_tilde, *map(torch.zeros_like, small[2:]))
@@ -165,9 +167,10 @@ def blocked_backward(
     if solved is not None:
         q, k = q_tilde[solved], k_tilde[solved]
         kernel_2 = torch.softmax(scale * q @ k.mT, -1)
-        grad_kernel, grad_small.gathered[solved] = pinv_product_backward(
-            kernel_2, gathered[solved], grad_small.context[solved], pinv_iterations, pinv_init
-        )
+        grad_context = grad_small.context[solved]
+        grad_small.gathered[solved] = inverse[solved].mT @ grad_context
+        grad_inverse = grad_context @ gathered[solved].mT
+        grad_kernel = iterative_pinv_backward(kernel_2, grad_inverse, pinv_iterations, pinv_init)
         grad_logits = kernel_2 * (grad_kernel - (grad_kernel * kernel_2).sum(-1, keepdim=True))
         grad_q_tilde[solved] = scale * grad_logits @ k
         grad_k_tilde[solved] += scale * grad_logits.mT @ q
@@ -301,15 +304,15 @@ def _empty(like: Tensor, dim: int) -> Tensor:
 
 def _results(
     query: Tensor, value: Tensor, num_landmarks: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(query.dtype)
 
     def small(dim: int) -> Tensor:
         return query.new_zeros(*query.shape[:2], num_landmarks, dim, dtype=dtype)
 
     dim, value_dim = query.shape[3], value.shape[3]
-    output = _empty(query, value_dim)
-    return output, small(dim), small(dim), small(value_dim), small(value_dim), small(1)
+    dims = (dim, dim, value_dim, num_landmarks, value_dim, 1)  # of the fields of `Small`
+    return _empty(query, value_dim), *map(small, dims)
 
 
 def _gradients(
