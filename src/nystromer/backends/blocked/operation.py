@@ -50,8 +50,7 @@ def blocked_forward(
     """The output, and the fields of `Small`."""
     pairs = make_pairs(query, key, mask, query_mask, num_landmarks)
     work = _workspace(query, value, num_landmarks)
-    output, *tables = _results(query, value, num_landmarks)
-    small = Small(*tables)
+    output, small = _results(query, value, num_landmarks)
     for b, pair in enumerate(pairs):
         given = None
         if query_landmarks is not None and key_landmarks is not None:
@@ -128,7 +127,8 @@ def _scatter(
 @blocked_forward.register_fake
 def _(query, key, value, *rest):  # type: ignore[no-untyped-def]
     num_landmarks = rest[5]
-    return _results(query, value, num_landmarks)
+    output, small = _results(query, value, num_landmarks)
+    return output, *small
 
 
 @torch.library.custom_op("nystromer::blocked_backward", mutates_args=())
@@ -302,9 +302,7 @@ def _empty(like: Tensor, dim: int) -> Tensor:
     return like.new_empty(batch, heads, n, dim)
 
 
-def _results(
-    query: Tensor, value: Tensor, num_landmarks: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _results(query: Tensor, value: Tensor, num_landmarks: int) -> tuple[Tensor, Small]:
     dtype = accumulation_dtype(query.dtype)
 
     def small(dim: int) -> Tensor:
@@ -312,7 +310,7 @@ def _results(
 
     dim, value_dim = query.shape[3], value.shape[3]
     dims = (dim, dim, value_dim, num_landmarks, value_dim, 1)  # of the fields of `Small`
-    return _empty(query, value_dim), *map(small, dims)
+    return _empty(query, value_dim), Small(*map(small, dims))
 
 
 def _gradients(
