@@ -1,0 +1,1 @@
+"""Whole jobs on transformers' Trainer, from data to result."""
