@@ -13,8 +13,8 @@ from nystromer.backends.blocked.sequences import Workspace
 from nystromer.landmarks import accumulation_dtype
 from nystromer.pinv import iterative_pinv, iterative_pinv_backward
 
-SCRATCH_ON_CPU = 1 << 18  # numbers in the widest scratch table: a megabyte, which stays in cache
-SCRATCH_ELSEWHERE = 1 << 24
+ROWS_ON_CPU = 4096  # tokens times heads of a block: its tables, a megabyte or four, stay in cache
+ROWS_ELSEWHERE = 1 << 18
 
 
 class Small(NamedTuple):
@@ -49,7 +49,7 @@ def blocked_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The output, and the fields of `Small`."""
     pairs = make_pairs(query, key, mask, query_mask, num_landmarks)
-    work = _workspace(query, value, num_landmarks)
+    work = _workspace(query)
     output, small = _results(query, value, num_landmarks)
     for b, pair in enumerate(pairs):
         given = None
@@ -157,7 +157,7 @@ def blocked_backward(
     grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde = grads
     grad_small = Small(grad_q_tilde, grad_k_tilde, *map(torch.zeros_like, small[2:]))
     pairs = make_pairs(query, key, mask, query_mask, q_tilde.shape[2])
-    work = _workspace(query, value, q_tilde.shape[2])
+    work = _workspace(query)
 
     for b, pair in enumerate(pairs):
         of_b = (small.of(b, pair), grad_small.of(b, pair))
@@ -286,11 +286,9 @@ def _backward(ctx, grad_output, *unused):  # type: ignore[no-untyped-def]
 blocked_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _workspace(query: Tensor, value: Tensor, num_landmarks: int) -> Workspace:
-    """Blocks of as many tokens as keep the widest table, [H, block, M or D], in cache."""
-    widest = query.shape[1] * max(num_landmarks, query.shape[3], value.shape[3])
-    numbers = SCRATCH_ON_CPU if query.device.type == "cpu" else SCRATCH_ELSEWHERE
-    block = max(64, numbers // widest // 64 * 64)
+def _workspace(query: Tensor) -> Workspace:
+    rows = ROWS_ON_CPU if query.device.type == "cpu" else ROWS_ELSEWHERE
+    block = max(64, rows // max(1, query.shape[1]) // 64 * 64)
     return Workspace(query, accumulation_dtype(query.dtype), block)
 
 
