@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from cases import assert_close, relative_error
 from nystromer import NystromAttention, nystrom_attention
@@ -84,6 +85,28 @@ def test_nystrom_attention_module_compiles_without_a_graph_break(backend, masked
     pair = (torch.autograd.grad(y, [x, *module.parameters()], grad) for y in (got, expected))
     for a, b in zip(*pair, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["eager", "blocked"])
+def test_nystrom_attention_module_works_under_activation_checkpointing(backend):
+    module, x = small(backend=backend), torch.randn(2, 50, 24, requires_grad=True)
+    expected = torch.autograd.grad(module(x).square().sum(), x)
+    output = checkpoint(module, x, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(output.square().sum(), x)[0], expected[0])
+
+
+def test_nystrom_attention_module_exports_with_any_length():
+    module, x = small().eval(), torch.randn(2, 50, 24)
+    length = torch.export.Dim("length", min=2, max=4096)
+    exported = torch.export.export(module, (x,), dynamic_shapes=({1: length},)).module()
+    for n in (50, 7, 131):
+        x = torch.randn(2, n, 24)
+        assert_close(exported(x), module(x), 1e-6)
+
+
+def test_nystrom_attention_module_knows_its_output_shape_on_the_meta_device():
+    with torch.device("meta"):
+        assert small()(torch.randn(2, 50, 24)).shape == (2, 50, 24)
 
 
 def test_nystrom_attention_module_errors():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from nystromer.backends import blocked, eager
@@ -17,6 +16,7 @@ from nystromer.checks import (
     check_query_key,
     check_value,
 )
+from nystromer.precision import autocast_inputs, without_autocast
 
 BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked}
 
@@ -88,7 +88,7 @@ def nystrom_attention(
         >>> nystrom_attention(q, k, v, num_landmarks=64).shape
         torch.Size([2, 8, 1000, 64])
     """
-    query, key, value, conv_weight = _autocast(query, key, value, conv_weight)
+    query, key, value, conv_weight = autocast_inputs(query, key, value, conv_weight)
     check_query_key(query, key)
     check_value(key, value)
     check_positive("num_landmarks", num_landmarks)
@@ -104,7 +104,7 @@ def nystrom_attention(
         )
     if query_mask is None and query.shape[2] == key.shape[2]:
         query_mask = mask
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         return choose_backend(backend, query, key, value).forward(
             query,
             key,
@@ -141,13 +141,3 @@ def choose_backend(name: str, query: Tensor, key: Tensor, value: Tensor) -> Modu
     if reason is not None:
         raise NotImplementedError(f"backend={name!r} {reason}; use backend='eager'.")
     return BACKENDS[name]
-
-
-def _autocast(*tensors: Tensor | None) -> tuple:
-    """What autocast does to the inputs of scaled_dot_product_attention; float64 stays."""
-    query = tensors[0]
-    if not isinstance(query, Tensor) or not torch.is_autocast_enabled(query.device.type):
-        return tensors
-    dtype = torch.get_autocast_dtype(query.device.type)
-    half = (torch.float32, torch.float16, torch.bfloat16)
-    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype in half else x for x in tensors)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nystromer.checks import check_mask, check_positive
+from nystromer.precision import accumulation_dtype
 
 MEANS_BLOCK = 512  # tokens converted to float32 at a time
 KMEANS_BLOCK = 4096  # tokens compared with all centres at a time, so that no N x M table is kept
@@ -119,11 +120,6 @@ def kmeans(
 
 
 # What the backends share with the schemes above.
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything else: where sums, logits and the inverse live."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def segment_sizes(length: int, num_landmarks: int) -> list[int]:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from nystromer.checks import check_mask, check_pinv, check_positive, check_query_key, check_rows
-from nystromer.landmarks import accumulation_dtype, segment_means
+from nystromer.landmarks import segment_means
 from nystromer.pinv import iterative_pinv
+from nystromer.precision import accumulation_dtype, without_autocast
 
 BLOCK = 2048  # keys whose [M, block] logits exist at a time
 
@@ -57,7 +58,7 @@ def nystrom_attention_rows(
     check_rows(rows, query.shape[2])
     query_mask = mask if query.shape[2] == key.shape[2] else None
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         q, k = (x.to(accumulation_dtype(x.dtype)) for x in (query, key))
         q, k = _zeroed(q, query_mask), _zeroed(k, mask)
         q_rows = scale * q[:, :, rows]  # [B, H, R, D]

@@ -80,6 +80,14 @@ def test_blocked_saves_nothing_that_grows_with_n():
     assert all(x.shape[2] == 8 for x in rest)
 
 
+def test_blocked_refuses_a_second_derivative():
+    q = torch.randn(1, 2, 50, 8, requires_grad=True)
+    output = nystrom_attention(q, q, q, num_landmarks=8, backend="blocked")
+    (grad,) = torch.autograd.grad(output.sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"no second derivative.*backend='eager'"):
+        grad.sum().backward()
+
+
 def test_blocked_keeps_the_memory_order_of_its_inputs():
     """So that heads merge without a copy, in the module and in its backward."""
     q = torch.randn(2, 50, 4, 8, requires_grad=True)

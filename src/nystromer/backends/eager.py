@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nystromer.landmarks import accumulation_dtype, segment_ids, segment_means
+from nystromer.landmarks import segment_ids, segment_means
 from nystromer.pinv import iterative_pinv
+from nystromer.precision import accumulation_dtype
 
 
 def unsupported(query: Tensor, key: Tensor, value: Tensor) -> str | None:

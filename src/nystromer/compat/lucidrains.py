@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from nystromer.backends.eager import convolution, factors
 from nystromer.checks import check_mask, check_rows
 from nystromer.functional import nystrom_attention
-from nystromer.landmarks import accumulation_dtype
 from nystromer.pinv import iterative_pinv
+from nystromer.precision import accumulation_dtype, without_autocast
 from nystromer.rows import nystrom_attention_rows
 
 MODES = ("legacy", "fixed")
@@ -109,7 +109,7 @@ class NystromAttention(nn.Module):
             )
         else:
             kernel_1, inverse, kernel_3 = tables
-            with torch.autocast(x.device.type, enabled=False):
+            with without_autocast(x):
                 output = ((kernel_1 @ inverse) @ (kernel_3 @ v.to(inverse.dtype))).to(v.dtype)
             taps = self._taps()
             if taps is not None:
@@ -174,7 +174,7 @@ class NystromAttention(nn.Module):
     def _factors(self, q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         dtype = accumulation_dtype(q.dtype)
         q, k = q.to(dtype), k.to(dtype)
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             if self.mode == "fixed":
                 return factors(q, k, mask=mask, query_mask=mask, **self._settings())
             return self._legacy_factors(q, k, mask)

@@ -10,8 +10,8 @@ from nystromer.backends.blocked.attention import gather, gather_backward, scatte
 from nystromer.backends.blocked.convolution import Convolution, ConvolutionBackward
 from nystromer.backends.blocked.pairs import Pair, make_pairs, nystrom_index
 from nystromer.backends.blocked.sequences import Workspace
-from nystromer.landmarks import accumulation_dtype
 from nystromer.pinv import iterative_pinv, iterative_pinv_backward
+from nystromer.precision import accumulation_dtype
 
 ROWS_ON_CPU = 4096  # tokens times heads of a block: its tables, a megabyte or four, stay in cache
 ROWS_ELSEWHERE = 1 << 18
@@ -275,15 +275,24 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grad_output, *unused):  # type: ignore[no-untyped-def]
-    conv_weight = ctx.saved_tensors[5]
-    grads = blocked_backward(grad_output, *ctx.saved_tensors, ctx.landmarks_given, *ctx.settings)
+    saved = ctx.saved_tensors  # once: activation checkpointing gives them out only once
+    conv_weight = saved[5]
+    grads = blocked_backward(grad_output, *saved, ctx.landmarks_given, *ctx.settings)
     query, key, value, taps, q_tilde, k_tilde = grads
     taps = None if conv_weight is None else taps.to(conv_weight.dtype)
     landmarks = (q_tilde, k_tilde) if ctx.landmarks_given else (None, None)
     return query, key, value, None, None, taps, *landmarks, None, None, None, None
 
 
+def _second_backward(ctx, *unused):  # type: ignore[no-untyped-def]
+    raise NotImplementedError(
+        "backend='blocked' has no second derivative, got a backward through its gradients; use "
+        "backend='eager'."
+    )
+
+
 blocked_forward.register_autograd(_backward, setup_context=_setup_context)
+blocked_backward.register_autograd(_second_backward)
 
 
 def _workspace(query: Tensor) -> Workspace:
