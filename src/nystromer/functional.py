@@ -84,6 +84,7 @@ def nystrom_attention(
     Source: Xiong et al. 2021, arXiv:2102.03902.
 
     Example:
+        >>> import torch
         >>> q, k, v = torch.randn(3, 2, 8, 1000, 64)  # each [B, H, N, D]
         >>> nystrom_attention(q, k, v, num_landmarks=64).shape
         torch.Size([2, 8, 1000, 64])
