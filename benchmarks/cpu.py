@@ -3,7 +3,7 @@
     python benchmarks/cpu.py [--repeats 5] [--only nystrom-attention]
 
 Every case is first checked against the equations in float64; then ours and the other run in turn,
-and the median of the paired ratios is reported. Writes benchmarks/results/cpu.csv.
+and the median of the paired ratios is reported. Writes benchmarks/results/cpu.csv, unless --only.
 """
 
 from __future__ import annotations
@@ -169,20 +169,29 @@ def main() -> None:
         measure(*case, repeats=arguments.repeats)
         for case in track(chosen, "measuring", console=Console(stderr=True))
     ]
-    path = Path(__file__).parent / "results" / "cpu.csv"
-    with path.open("w", newline="") as file:
+    show(results)
+    if arguments.only is None:  # a part would replace the whole
+        write(results, Path(__file__).parent / "results" / "cpu.csv")
+
+
+def write(results: list[Result], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(f.name for f in fields(Result))
         writer.writerows(
             [f"{x:.4g}" if isinstance(x, float) else x for x in astuple(r)] for r in results
         )
+    print(f"written to {path}")
+
+
+def show(results: list[Result]) -> None:
     table = Table(title=f"ours against others, {torch.get_num_threads()} threads")
     for column in ("against", "N", "M", "dtype", "", "other ms", "ours ms", "ratio"):
         table.add_column(column, justify="right" if column not in ("against", "") else "left")
     for r in results:
         numbers = (f"{r.other_ms:.1f}", f"{r.ours_ms:.1f}", f"{r.ratio:.2f}")
         table.add_row(r.against, str(r.n), str(r.num_landmarks), r.dtype, r.direction, *numbers)
-    Console().print(table, f"written to {path.relative_to(Path.cwd())}")
+    Console().print(table)
 
 
 if __name__ == "__main__":
