@@ -30,8 +30,8 @@ MODES = ("legacy", "fixed")
 
 
 def moore_penrose_iter_pinv(x: Tensor, iters: int = 6) -> Tensor:
-    """`iterative_pinv` with one start value over the whole batch. x: [B, H, M, M]."""
-    return iterative_pinv(x, iters, init="batch")
+    """`iterative_pinv` with one start value over the whole batch. x: [..., M, M]."""
+    return iterative_pinv(x.reshape(1, -1, *x.shape[-2:]), iters, init="batch").reshape(x.shape)
 
 
 class NystromAttention(nn.Module):
