@@ -106,9 +106,7 @@ def kmeans(
     """
     check_positive("iterations", iterations)
     start, counts = segment_means(x, num_landmarks, mask)
-    if mask is not None:
-        x = x.masked_fill(~mask[:, None, :, None], 0.0)
-    x = x.to(accumulation_dtype(x.dtype))
+    x = zero_padding(x, mask).to(accumulation_dtype(x.dtype))
     centres, empty = start.detach(), (counts == 0)[:, None, :].expand(start.shape[:3])
     for step in range(iterations):
         ids = _nearest(x.detach(), centres, empty)  # [B, H, N]
@@ -120,6 +118,11 @@ def kmeans(
 
 
 # What the backends share with the schemes above.
+
+
+def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x [B, H, N, D] with zeros where mask [B, N] is False: padding may hold anything, NaN too."""
+    return x if mask is None else x.masked_fill(~mask[:, None, :, None], 0.0)
 
 
 def segment_sizes(length: int, num_landmarks: int) -> list[int]:

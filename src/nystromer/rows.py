@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nystromer.checks import check_mask, check_pinv, check_positive, check_query_key, check_rows
-from nystromer.landmarks import segment_means
+from nystromer.landmarks import segment_means, zero_padding
 from nystromer.pinv import iterative_pinv
 from nystromer.precision import accumulation_dtype, without_autocast
 
@@ -60,7 +60,7 @@ def nystrom_attention_rows(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     with without_autocast(query):
         q, k = (x.to(accumulation_dtype(x.dtype)) for x in (query, key))
-        q, k = _zeroed(q, query_mask), _zeroed(k, mask)
+        q, k = zero_padding(q, query_mask), zero_padding(k, mask)
         q_rows = scale * q[:, :, rows]  # [B, H, R, D]
         exact = _exact(query, query_mask, num_landmarks) | _exact(key, mask, num_landmarks)
 
@@ -101,10 +101,6 @@ def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 def _hidden(logits: Tensor, mask: Tensor) -> Tensor:
     return logits.masked_fill(~mask[:, None, None], torch.finfo(logits.dtype).min)
-
-
-def _zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else x.masked_fill(~mask[:, None, :, None], 0.0)
 
 
 def _exact(x: Tensor, mask: Tensor | None, num_landmarks: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nystromer.landmarks import segment_ids, segment_means
+from nystromer.landmarks import segment_ids, segment_means, zero_padding
 from nystromer.pinv import iterative_pinv
 from nystromer.precision import accumulation_dtype
 
@@ -32,7 +32,7 @@ def forward(
     """kernel_1 · (kernel_2⁺ · (kernel_3 · V)) + conv(V): eq. 15 and 17, Algorithm 1."""
     dtype = query.dtype
     query, key, value = (x.to(accumulation_dtype(dtype)) for x in (query, key, value))
-    value = _zeroed(value, mask)
+    value = zero_padding(value, mask)
     kernel_1, inverse, kernel_3 = factors(
         query,
         key,
@@ -47,14 +47,14 @@ def forward(
     output = kernel_1 @ (inverse @ (kernel_3 @ value))  # [B, H, Nq, Dv]
     if conv_weight is not None:
         output = output + convolution(value, conv_weight.to(value.dtype))
-    return _zeroed(output, query_mask).to(dtype)
+    return zero_padding(output, query_mask).to(dtype)
 
 
 def convolution(value: Tensor, taps: Tensor) -> Tensor:
     """sum_t taps[h, t] · value[b, h, i + t - K // 2], [B, H, N, Dv]; taps: [H, K], odd K.
 
-    Not torch's conv2d, whose gradient of the taps is wrong by 5 to 30 % on CPUs for K >= 57 or so
-    (float32, torch 2.13, oneDNN; see docs/log.md).
+    Not torch's conv2d, whose gradient of the taps was wrong by 5 to 30 % on a CPU for K of 41 and
+    more (float32, torch 2.13, oneDNN; see docs/log.md).
     """
     n, kernel = value.shape[2], taps.shape[1]
     padded = F.pad(value, (0, 0, kernel // 2, kernel // 2))
@@ -80,7 +80,7 @@ def factors(
     zeroed, left out of the landmarks, and hidden from kernel_3. query, key: float32 or float64.
     """
     m, n_q, n_k = num_landmarks, query.shape[2], key.shape[2]
-    query, key = _zeroed(query, query_mask), _zeroed(key, mask)
+    query, key = zero_padding(query, query_mask), zero_padding(key, mask)
     if landmarks is None:
         q_tilde, k_tilde = segment_means(query, m, query_mask)[0], segment_means(key, m, mask)[0]
     else:
@@ -110,10 +110,6 @@ def factors(
     kernel_3 = torch.where(few_keys, own_k.mT, kernel_3)
     inverse = iterative_pinv(kernel_2, pinv_iterations, pinv_init)
     return kernel_1, torch.where(exact, kernel_2, inverse), kernel_3
-
-
-def _zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else x.masked_fill(~mask[:, None, :, None], 0.0)
 
 
 def _at_most(num_landmarks: int, mask: Tensor) -> Tensor:
