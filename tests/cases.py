@@ -65,6 +65,7 @@ CASES = [
         n=131, m=16, batch=3, masks="short", settings={"pinv_init": "batch", "pinv_iterations": 1}
     ),
     Case(n=90, m=16, settings={"pinv_iterations": 2, "scale": 0.7}),
+    Case(n=131, m=16, batch=3, kernel=7, masks="holes", settings={"pinv_ridge": 1e-2}),
     Case(n=131, n_k=70, m=16),
     Case(n=70, n_k=131, m=16, batch=5, masks="short"),
     Case(n=131, n_k=70, m=16, batch=5, masks="holes"),
@@ -140,6 +141,7 @@ def from_oracle(tensors, options):
         options.get("scale", tensors[0].shape[-1] ** -0.5),
         options.get("pinv_iterations", 6),
         options.get("pinv_init", "matrix"),
+        options.get("pinv_ridge"),
         mask=flag(options["mask"]),
         query_mask=flag(options["query_mask"]),
         conv_weight=array(options["conv_weight"]),

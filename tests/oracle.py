@@ -25,6 +25,10 @@ def pinv(a, steps, norms):  # eq. 14
     return z
 
 
+def ridge_pinv(a, ridge):  # (AᵀA + r I)⁻¹ Aᵀ
+    return np.linalg.inv(a.T @ a + ridge * np.eye(len(a))) @ a.T
+
+
 def convolution(v, taps):  # sum_t taps[t] v[i + t - K // 2], [N, Dv], [K]
     half = len(taps) // 2
     padded = np.pad(v, ((half, half), (0, 0)))
@@ -32,7 +36,7 @@ def convolution(v, taps):  # sum_t taps[t] v[i + t - K // 2], [N, Dv], [K]
 
 
 def attention_map(
-    q, k, m, scale, steps=6, init="matrix", mask=None, query_mask=None, landmarks=None
+    q, k, m, scale, steps=6, init="matrix", ridge=None, mask=None, query_mask=None, landmarks=None
 ):
     """The map that multiplies V, [B, H, Nq, Nk]: eq. 15, or the exact one where L <= M."""
     batch, heads = q.shape[:2]
@@ -59,20 +63,23 @@ def attention_map(
             "batch": list(norms),
         }[init]
         kernel_1, kernel_2, kernel_3 = factors[b, h]
-        inverse = pinv(kernel_2, steps, np.max([norms[x] for x in over], 0))
+        if ridge is None:
+            inverse = pinv(kernel_2, steps, np.max([norms[x] for x in over], 0))
+        else:
+            inverse = ridge_pinv(kernel_2, ridge)
         out[b, h][np.ix_(query_mask[b], mask[b])] = kernel_1 @ inverse @ kernel_3
     return out
 
 
 def nystrom_attention(
-    q, k, v, m, scale, steps=6, init="matrix", mask=None, query_mask=None,
+    q, k, v, m, scale, steps=6, init="matrix", ridge=None, mask=None, query_mask=None,
     conv_weight=None, landmarks=None,
 ):  # fmt: skip
     if query_mask is None and q.shape[2] == k.shape[2]:
         query_mask = mask
     if mask is not None:
         v = v * mask[:, None, :, None]
-    out = attention_map(q, k, m, scale, steps, init, mask, query_mask, landmarks) @ v
+    out = attention_map(q, k, m, scale, steps, init, ridge, mask, query_mask, landmarks) @ v
     if conv_weight is not None:
         for b, h in np.ndindex(*v.shape[:2]):
             out[b, h] += convolution(v[b, h], conv_weight[h])

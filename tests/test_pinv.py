@@ -3,7 +3,14 @@ import pytest
 import torch
 
 import oracle
-from nystromer.pinv import iterative_pinv, iterative_pinv_backward, pinv_start
+from nystromer.pinv import (
+    Pinv,
+    iterative_pinv,
+    iterative_pinv_backward,
+    pinv_start,
+    ridge_pinv,
+    ridge_pinv_backward,
+)
 
 INITS = ("matrix", "sequence", "batch")
 
@@ -51,3 +58,25 @@ def test_iterative_pinv_backward_shares_the_gradient_of_equal_maxima():
     grad = torch.randn(1, 1, 4, 4, dtype=torch.float64)
     (expected,) = torch.autograd.grad(iterative_pinv(a), a, grad)
     torch.testing.assert_close(iterative_pinv_backward(a.detach(), grad), expected)
+
+
+def test_ridge_pinv_equals_oracle():
+    a = kernels()
+    for b, h in np.ndindex(2, 3):
+        expected = oracle.ridge_pinv(a[b, h].numpy(), 1e-2)
+        torch.testing.assert_close(ridge_pinv(a, 1e-2)[b, h], torch.from_numpy(expected))
+
+
+def test_ridge_pinv_backward_equals_autograd():
+    a, grad = kernels().requires_grad_(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(ridge_pinv(a, 1e-2), a, grad)
+    torch.testing.assert_close(ridge_pinv_backward(a.detach(), grad, 1e-2), expected)
+
+
+def test_pinv_takes_the_ridge_where_there_is_one():
+    a, grad = kernels(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    ridge, steps = Pinv(ridge=1e-2), Pinv(iterations=3, init="sequence")
+    assert torch.equal(ridge.of(a), ridge_pinv(a, 1e-2))
+    assert torch.equal(ridge.backward(a, grad), ridge_pinv_backward(a, grad, 1e-2))
+    assert torch.equal(steps.of(a), iterative_pinv(a, 3, "sequence"))
+    assert torch.equal(steps.backward(a, grad), iterative_pinv_backward(a, grad, 3, "sequence"))

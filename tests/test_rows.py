@@ -23,6 +23,7 @@ def test_nystrom_attention_rows_equal_oracle(case):
         options.get("scale", case.dim**-0.5),
         options.get("pinv_iterations", 6),
         options.get("pinv_init", "matrix"),
+        options.get("pinv_ridge"),
         mask,
         mask if case.n_k is None else None,
     )

@@ -59,11 +59,15 @@ def check_value(key: Tensor, value: Tensor) -> None:
         )
 
 
-def check_pinv(iterations: int, init: str) -> None:
+def check_pinv(iterations: int, init: str, ridge: float | None = None) -> None:
     check_positive("pinv_iterations", iterations)
     if init not in NORM_DIMS:
         known = ", ".join(map(repr, NORM_DIMS))
         raise ValueError(f"`pinv_init` must be one of {known}, got {init!r}.")
+    if ridge is not None and not ridge > 0:
+        raise ValueError(
+            f"`pinv_ridge` must be above 0, got {ridge}; None takes the steps of eq. 14."
+        )
 
 
 def check_conv_weight(weight: Tensor | None, query: Tensor, key: Tensor) -> None:

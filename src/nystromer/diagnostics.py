@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from nystromer.backends import eager
 from nystromer.checks import check_mask, check_pinv, check_positive, check_query_key, check_value
 from nystromer.landmarks import segment_means
-from nystromer.pinv import pinv_start
+from nystromer.pinv import Pinv, pinv_start
 
 MAP_LIMIT = 4096  # tokens up to which an N x N map is computed
 INVERSE_STEPS = 24  # of the inverse that are followed
@@ -153,7 +153,7 @@ def diagnose(
     shortest, longest = sorted((q.shape[2], k.shape[2]))
     found = []
     for m in num_landmarks:
-        factors = _factors(q, k, m, scale, pinv_iterations, pinv_init)
+        factors = _factors(q, k, m, scale, Pinv(pinv_iterations, pinv_init))
         kernel_1, inverse, kernel_3 = factors
         output = kernel_1 @ (inverse @ (kernel_3 @ v))
         price = cost(
@@ -202,7 +202,7 @@ def maps(
     q, k = _real_tokens(mask, query, key)
     _check_map_size(q, k)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    factors = _factors(q, k, num_landmarks, scale, pinv_iterations, pinv_init)
+    factors = _factors(q, k, num_landmarks, scale, Pinv(pinv_iterations, pinv_init))
     exact = torch.softmax(scale * q[0, head] @ k[0, head].mT, -1)
     return Maps(exact, *(x[0, head] for x in factors))
 
@@ -248,7 +248,7 @@ def cost(
 
 
 def _factors(
-    q: Tensor, k: Tensor, m: int, scale: float, pinv_iterations: int, pinv_init: str
+    q: Tensor, k: Tensor, m: int, scale: float, pinv: Pinv
 ) -> tuple[Tensor, Tensor, Tensor]:
     return eager.factors(
         q,
@@ -257,8 +257,7 @@ def _factors(
         mask=None,
         query_mask=None,
         scale=scale,
-        pinv_iterations=pinv_iterations,
-        pinv_init=pinv_init,
+        pinv=pinv,
     )
 
 

@@ -16,6 +16,7 @@ from nystromer.checks import (
     check_query_key,
     check_value,
 )
+from nystromer.pinv import Pinv
 from nystromer.precision import autocast_inputs, without_autocast
 
 BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked}
@@ -32,6 +33,7 @@ def nystrom_attention(
     scale: float | None = None,
     pinv_iterations: int = 6,
     pinv_init: str = "matrix",
+    pinv_ridge: float | None = None,
     conv_weight: Tensor | None = None,
     landmarks: tuple[Tensor, Tensor] | None = None,
     backend: str = "auto",
@@ -64,6 +66,8 @@ def nystrom_attention(
             trained with; more are not better.
         pinv_init: "matrix", "sequence" (published weights) or "batch" (published code, where a
             sequence changes its neighbours); see `nystromer.pinv.pinv_start`.
+        pinv_ridge: r: (AᵀA + r I)⁻¹ Aᵀ in place of the steps, for encoders converted without
+            training; see `nystromer.pinv.ridge_pinv`. None: the steps.
         conv_weight: [H, K], odd K: taps of a depthwise convolution over V along the sequence, one
             filter a head, added to the output. Self-attention only.
         landmarks: (Q~, K~), each [B, H, M, D], from any scheme (see `nystromer.landmarks`); None
@@ -93,7 +97,7 @@ def nystrom_attention(
     check_query_key(query, key)
     check_value(key, value)
     check_positive("num_landmarks", num_landmarks)
-    check_pinv(pinv_iterations, pinv_init)
+    check_pinv(pinv_iterations, pinv_init, pinv_ridge)
     check_mask("mask", mask, (key.shape[0], key.shape[2]), key.device)
     check_mask("query_mask", query_mask, (query.shape[0], query.shape[2]), query.device)
     check_conv_weight(conv_weight, query, key)
@@ -114,8 +118,7 @@ def nystrom_attention(
             mask=mask,
             query_mask=query_mask,
             scale=query.shape[-1] ** -0.5 if scale is None else scale,
-            pinv_iterations=pinv_iterations,
-            pinv_init=pinv_init,
+            pinv=Pinv(pinv_iterations, pinv_init, pinv_ridge),
             conv_weight=conv_weight,
             landmarks=landmarks,
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nystromer.checks import check_mask, check_pinv, check_positive, check_query_key, check_rows
 from nystromer.landmarks import segment_means, zero_padding
-from nystromer.pinv import iterative_pinv
+from nystromer.pinv import Pinv
 from nystromer.precision import accumulation_dtype, without_autocast
 
 BLOCK = 2048  # keys whose [M, block] logits exist at a time
@@ -25,6 +25,7 @@ def nystrom_attention_rows(
     scale: float | None = None,
     pinv_iterations: int = 6,
     pinv_init: str = "matrix",
+    pinv_ridge: float | None = None,
 ) -> Tensor:
     r"""Rows of softmax(s Q K~ᵀ) · softmax(s Q~ K~ᵀ)⁺ · softmax(s Q~ Kᵀ): what a query reads.
 
@@ -37,7 +38,7 @@ def nystrom_attention_rows(
         query: Q, [B, H, Nq, D].
         key: K, [B, H, Nk, D].
         rows: Positions among the queries, [R] ints, the same for every sequence.
-        num_landmarks, mask, scale, pinv_iterations, pinv_init: As `nystrom_attention`.
+        num_landmarks, mask, scale, pinv_iterations, pinv_init, pinv_ridge: As `nystrom_attention`.
 
     Returns:
         [B, H, R, Nk], dtype of `query`; zero at padding and in the rows of padding.
@@ -52,7 +53,7 @@ def nystrom_attention_rows(
     """
     check_query_key(query, key)
     check_positive("num_landmarks", num_landmarks)
-    check_pinv(pinv_iterations, pinv_init)
+    check_pinv(pinv_iterations, pinv_init, pinv_ridge)
     check_mask("mask", mask, (key.shape[0], key.shape[2]), key.device)
     rows = torch.as_tensor(rows, device=query.device)
     check_rows(rows, query.shape[2])
@@ -70,7 +71,7 @@ def nystrom_attention_rows(
         kernel_2 = torch.softmax(q_tilde @ k_tilde.mT, -1)  # [B, H, M, M]
         identity = torch.eye(num_landmarks, dtype=kernel_2.dtype, device=kernel_2.device)
         kernel_2 = torch.where(exact, identity, kernel_2)
-        weights = kernel_1 @ iterative_pinv(kernel_2, pinv_iterations, pinv_init)
+        weights = kernel_1 @ Pinv(pinv_iterations, pinv_init, pinv_ridge).of(kernel_2)
         result = _weighted_kernel_3(weights, q_tilde, k, mask)
         if exact.any():  # Lemma 2
             result = torch.where(exact, _softmax(q_rows @ k.mT, mask), result)

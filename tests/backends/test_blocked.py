@@ -60,7 +60,7 @@ def test_blocked_operation_passes_opcheck(masks):
     tensors, options = make_inputs(Case(n=40, m=8, kernel=5, masks=masks), torch.float32)
     q, k, v = (x.requires_grad_() for x in tensors)
     taps, mask = options["conv_weight"].requires_grad_(), options["mask"]
-    arguments = (q, k, v, mask, mask, taps, None, None, 8, 0.25, 6, "matrix")
+    arguments = (q, k, v, mask, mask, taps, None, None, 8, 0.25, 6, "matrix", None)
     torch.library.opcheck(blocked_forward, arguments)
 
 

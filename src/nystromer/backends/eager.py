@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nystromer.landmarks import segment_ids, segment_means, zero_padding
-from nystromer.pinv import iterative_pinv
+from nystromer.pinv import Pinv
 from nystromer.precision import accumulation_dtype
 
 
@@ -24,8 +24,7 @@ def forward(
     mask: Tensor | None,
     query_mask: Tensor | None,
     scale: float,
-    pinv_iterations: int,
-    pinv_init: str,
+    pinv: Pinv,
     conv_weight: Tensor | None,
     landmarks: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
@@ -40,8 +39,7 @@ def forward(
         mask=mask,
         query_mask=query_mask,
         scale=scale,
-        pinv_iterations=pinv_iterations,
-        pinv_init=pinv_init,
+        pinv=pinv,
         landmarks=landmarks,
     )
     output = kernel_1 @ (inverse @ (kernel_3 @ value))  # [B, H, Nq, Dv]
@@ -70,8 +68,7 @@ def factors(
     mask: Tensor | None,
     query_mask: Tensor | None,
     scale: float,
-    pinv_iterations: int,
-    pinv_init: str,
+    pinv: Pinv,
     landmarks: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """kernel_1 = softmax(s Q K~ᵀ), kernel_2⁺ = softmax(s Q~ K~ᵀ)⁺, kernel_3 = softmax(s Q~ Kᵀ).
@@ -89,7 +86,7 @@ def factors(
         kernel_1 = torch.softmax(scale * query @ k_tilde.mT, -1)
         kernel_2 = torch.softmax(scale * q_tilde @ k_tilde.mT, -1)
         kernel_3 = torch.softmax(scale * q_tilde @ key.mT, -1)
-        return kernel_1, iterative_pinv(kernel_2, pinv_iterations, pinv_init), kernel_3
+        return kernel_1, pinv.of(kernel_2), kernel_3
 
     # Lemma 2. Tokens are their own landmarks where a sequence has at most M of them: with few keys
     # kernel_1 is the whole attention map, with few queries kernel_3 is, and the rest selects.
@@ -108,7 +105,7 @@ def factors(
     kernel_1 = torch.where(few_queries & ~few_keys, own_q, kernel_1)
     kernel_2 = torch.where(exact, torch.eye(m, dtype=query.dtype, device=query.device), kernel_2)
     kernel_3 = torch.where(few_keys, own_k.mT, kernel_3)
-    inverse = iterative_pinv(kernel_2, pinv_iterations, pinv_init)
+    inverse = pinv.of(kernel_2)
     return kernel_1, torch.where(exact, kernel_2, inverse), kernel_3
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from nystromer.backends.eager import convolution, factors
 from nystromer.checks import check_mask, check_rows
 from nystromer.functional import nystrom_attention
-from nystromer.pinv import iterative_pinv
+from nystromer.pinv import Pinv, iterative_pinv
 from nystromer.precision import accumulation_dtype, without_autocast
 from nystromer.rows import nystrom_attention_rows
 
@@ -165,8 +165,11 @@ class NystromAttention(nn.Module):
             "num_landmarks": self.num_landmarks,
             "scale": self.scale,
             "pinv_iterations": self.pinv_iterations,
-            "pinv_init": "batch" if self.mode == "legacy" else "sequence",
+            "pinv_init": self._pinv_init(),
         }
+
+    def _pinv_init(self) -> str:
+        return "batch" if self.mode == "legacy" else "sequence"
 
     def _taps(self) -> Tensor | None:
         return self.res_conv.weight[:, 0, :, 0] if self.residual else None
@@ -176,7 +179,9 @@ class NystromAttention(nn.Module):
         q, k = q.to(dtype), k.to(dtype)
         with without_autocast(q):
             if self.mode == "fixed":
-                return factors(q, k, mask=mask, query_mask=mask, **self._settings())
+                pinv = Pinv(self.pinv_iterations, self._pinv_init())
+                sizes = {"num_landmarks": self.num_landmarks, "scale": self.scale}
+                return factors(q, k, mask=mask, query_mask=mask, pinv=pinv, **sizes)
             return self._legacy_factors(q, k, mask)
 
     def _legacy_factors(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nystromer.backends.blocked.operation import blocked_forward
+from nystromer.pinv import Pinv
 
 
 def unsupported(query: Tensor, key: Tensor, value: Tensor) -> str | None:
@@ -26,11 +27,10 @@ def forward(
     mask: Tensor | None,
     query_mask: Tensor | None,
     scale: float,
-    pinv_iterations: int,
-    pinv_init: str,
+    pinv: Pinv,
     conv_weight: Tensor | None,
     landmarks: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     given = (None, None) if landmarks is None else landmarks
-    settings = (num_landmarks, scale, pinv_iterations, pinv_init)
+    settings = (num_landmarks, scale, *pinv)
     return blocked_forward(query, key, value, mask, query_mask, conv_weight, *given, *settings)[0]

@@ -10,7 +10,7 @@ from nystromer.backends.blocked.attention import gather, gather_backward, scatte
 from nystromer.backends.blocked.convolution import Convolution, ConvolutionBackward
 from nystromer.backends.blocked.pairs import Pair, make_pairs, nystrom_index
 from nystromer.backends.blocked.sequences import Workspace
-from nystromer.pinv import iterative_pinv, iterative_pinv_backward
+from nystromer.pinv import Pinv
 from nystromer.precision import accumulation_dtype
 
 ROWS_ON_CPU = 4096  # tokens times heads of a block: its tables, a megabyte or four, stay in cache
@@ -46,10 +46,12 @@ def blocked_forward(
     scale: float,
     pinv_iterations: int,
     pinv_init: str,
+    pinv_ridge: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The output, and the fields of `Small`."""
     pairs = make_pairs(query, key, mask, query_mask, num_landmarks)
     work = _workspace(query)
+    pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
     output, small = _results(query, value, num_landmarks)
     for b, pair in enumerate(pairs):
         given = None
@@ -60,7 +62,7 @@ def blocked_forward(
     solved = nystrom_index(pairs)
     if solved is not None:
         kernel_2 = torch.softmax(scale * small.q_tilde[solved] @ small.k_tilde[solved].mT, -1)
-        small.inverse[solved] = iterative_pinv(kernel_2, pinv_iterations, pinv_init)
+        small.inverse[solved] = pinv.of(kernel_2)
         small.context[solved] = small.inverse[solved] @ small.gathered[solved]
 
     for b, pair in enumerate(pairs):
@@ -150,6 +152,7 @@ def blocked_backward(
     scale: float,
     pinv_iterations: int,
     pinv_init: str,
+    pinv_ridge: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, conv_weight (empty if none), Q~ and K~."""
     small = Small(q_tilde, k_tilde, gathered, inverse, context, log_mass)
@@ -158,6 +161,7 @@ def blocked_backward(
     grad_small = Small(grad_q_tilde, grad_k_tilde, *map(torch.zeros_like, small[2:]))
     pairs = make_pairs(query, key, mask, query_mask, q_tilde.shape[2])
     work = _workspace(query)
+    pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
 
     for b, pair in enumerate(pairs):
         of_b = (small.of(b, pair), grad_small.of(b, pair))
@@ -170,7 +174,7 @@ def blocked_backward(
         grad_context = grad_small.context[solved]
         grad_small.gathered[solved] = inverse[solved].mT @ grad_context
         grad_inverse = grad_context @ gathered[solved].mT
-        grad_kernel = iterative_pinv_backward(kernel_2, grad_inverse, pinv_iterations, pinv_init)
+        grad_kernel = pinv.backward(kernel_2, grad_inverse)
         grad_logits = kernel_2 * (grad_kernel - (grad_kernel * kernel_2).sum(-1, keepdim=True))
         grad_q_tilde[solved] = scale * grad_logits @ k
         grad_k_tilde[solved] += scale * grad_logits.mT @ q
@@ -271,7 +275,7 @@ def _(grad_output, query, key, value, mask, query_mask, conv_weight, q_tilde, *r
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs[:6], *output[1:])
     ctx.landmarks_given = inputs[6] is not None
-    ctx.settings = inputs[-3:]  # scale, pinv_iterations, pinv_init
+    ctx.settings = inputs[-4:]  # scale, pinv_iterations, pinv_init, pinv_ridge
 
 
 def _backward(ctx, grad_output, *unused):  # type: ignore[no-untyped-def]
@@ -281,7 +285,7 @@ def _backward(ctx, grad_output, *unused):  # type: ignore[no-untyped-def]
     query, key, value, taps, q_tilde, k_tilde = grads
     taps = None if conv_weight is None else taps.to(conv_weight.dtype)
     landmarks = (q_tilde, k_tilde) if ctx.landmarks_given else (None, None)
-    return query, key, value, None, None, taps, *landmarks, None, None, None, None
+    return query, key, value, None, None, taps, *landmarks, None, None, None, None, None
 
 
 def _second_backward(ctx, *unused):  # type: ignore[no-untyped-def]
