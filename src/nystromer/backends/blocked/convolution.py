@@ -42,8 +42,11 @@ class Convolution:
         heads, tiles, _, dim = windows.shape
         if len(self.repeated) != heads * tiles:
             self.repeated = self.toeplitz.repeat_interleave(tiles, 0)
+        windows = windows.flatten(0, 1)
+        if windows.dtype == torch.bfloat16:  # such products would copy them to fresh memory
+            windows = self.work("windows", *windows.shape, dtype=windows.dtype).copy_(windows)
         out = self.work("convolved", heads * tiles, TILE, dim, dtype=windows.dtype)
-        torch.bmm(self.repeated, windows.flatten(0, 1), out=out)
+        torch.bmm(self.repeated, windows, out=out)
         return out.view(heads, tiles * TILE, dim)
 
     def windows(self, i: int, j: int) -> Tensor:

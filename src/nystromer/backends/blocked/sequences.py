@@ -92,9 +92,11 @@ class Sequence:
         self, x: Tensor, i: int, j: int, work: Workspace, name: str, dtype: torch.dtype
     ) -> Tensor:
         part, hole = x[:, i:j], self.holes(i, j)
-        if hole is None:
+        strided = part.dtype == torch.bfloat16 and not part.is_contiguous()
+        if hole is None and not strided:  # bfloat16 products would copy it to fresh memory
             return work.cast(part, dtype, name)
-        return work(name, *part.shape, dtype=dtype).copy_(part).masked_fill_(hole[:, None], 0.0)
+        copy = work(name, *part.shape, dtype=dtype).copy_(part)
+        return copy if hole is None else copy.masked_fill_(hole[:, None], 0.0)
 
     def write(self, x: Tensor, i: int, j: int, block: Tensor, other: Tensor | None = None) -> None:
         """x[:, i:j] = block [+ other], zero at padding."""
