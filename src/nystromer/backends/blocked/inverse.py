@@ -42,12 +42,13 @@ def apply_inverse(matrix: Tensor, norm: Tensor, x: Tensor, iterations: int) -> T
     z = matrix.mT / norm
     for _ in range(_newton_steps(iterations)):
         z = _Step(matrix, z).next()
-    chain = [matrix @ z]
+    link = _Link(matrix @ z)
+    chain = [link.t]
     for _ in range(iterations - _newton_steps(iterations) - 1):
-        chain.append(_next(chain[-1]))
+        link = _Link(link.next())
+        chain.append(link.t)
     for t in reversed(chain):
-        u = t @ x
-        x = 0.25 * (13 * x - 15 * u + t @ (t @ (7 * x - u)))
+        x = _apply_polynomial(t, x)[0]
     return (z @ x).view(shape)
 
 
@@ -61,90 +62,103 @@ def apply_inverse_backward(
     for _ in range(_newton_steps(iterations)):
         steps.append(_Step(matrix, z))
         z = steps[-1].next()
-    chain = [matrix @ z]
+    chain = [_Link(matrix @ z)]
     for _ in range(iterations - len(steps) - 1):
-        chain.append(_next(chain[-1]))
-    inputs = []  # what every polynomial was applied to, the last of the chain first
-    for t in reversed(chain):
-        u = t @ x
-        w = 7 * x - u
-        v = t @ w
-        inputs.append((x, w, v))
-        x = 0.25 * (13 * x - 15 * u + t @ v)
+        chain.append(_Link(chain[-1].next()))
+    applied = []  # the last of the chain first
+    for link in reversed(chain):
+        x, inner = _apply_polynomial(link.t, x)
+        applied.append(inner)
 
     grad_z = grad @ x.mT
     grad = z.mT @ grad
     direct = []  # gradients of every T from what it was applied to, the first of the chain first
-    for t, (x, w, v) in zip(chain, reversed(inputs), strict=True):
-        grad_v = 0.25 * t @ grad
-        grad_w = t @ grad_v
-        grad_u = -3.75 * grad - grad_w
-        sides = torch.cat([0.25 * grad, grad_v, grad_u], -1), torch.cat([v, w, x], -1)
-        direct.append(sides[0] @ sides[1].mT)
-        grad = 3.25 * grad + 7 * grad_w + t @ grad_u
-    grad_t = _symmetric(direct.pop())
-    for t in reversed(chain[:-1]):
-        grad_t = _next_backward(t, grad_t) + _symmetric(direct.pop())
+    for link, inner in zip(chain, reversed(applied), strict=True):
+        grad, grad_t = _apply_polynomial_backward(link.t, inner, grad)
+        direct.append(grad_t)
+    grad_t = direct.pop()
+    for link in reversed(chain[:-1]):
+        grad_t = link.backward(grad_t).add_(direct.pop())
 
     grad_matrix = grad_t @ z.mT
-    grad_z += matrix.mT @ grad_t
+    grad_z.baddbmm_(matrix.mT, grad_t)
     for step in reversed(steps):
-        grad_matrix += step.backward_(grad_z)
+        grad_z = step.backward(grad_z, grad_matrix)
     grad_norm = -(grad_z * matrix.mT).sum((-2, -1), keepdim=True) / norm**2
     grad_matrix.add_(grad_z.mT / norm)
     return grad_matrix.view(shapes[0]), grad_norm.view(shapes[1]), grad.view(shapes[2])
 
 
 class _Step:
-    """A step of eq. 14: W = A Z, P_1 = 7 I - W, P_2 = 15 I - W P_1, P_3 = 13 I - W P_2."""
+    """Eq. 14: W = A Z, P_1 = 7 I - W, P_2 = 15 I - W P_1, P_3 = 1/4 (13 I - W P_2), Z' = Z P_3."""
 
     def __init__(self, matrix: Tensor, z: Tensor) -> None:
         self.matrix, self.z = matrix, z
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         self.w = matrix @ z
-        self.p_1 = _from_identity(7, self.w.clone())
-        self.p_2 = _from_identity(15, self.w @ self.p_1)
-        self.p_3 = _from_identity(13, self.w @ self.p_2)
+        self.p_1 = 7 * identity - self.w
+        self.p_2 = torch.baddbmm(15 * identity, self.w, self.p_1, alpha=-1)
+        self.p_3 = torch.baddbmm(3.25 * identity, self.w, self.p_2, alpha=-0.25)
 
     def next(self) -> Tensor:
-        """Z' = 1/4 Z P_3."""
-        return (self.z @ self.p_3).mul_(0.25)
+        return self.z @ self.p_3
 
-    def backward_(self, grad: Tensor) -> Tensor:
-        """Gradient of A; that of Z', given, becomes that of Z. The lines above, last to first."""
-        grad_p_3 = 0.25 * self.z.mT @ grad
-        grad_p_2 = -self.w.mT @ grad_p_3
+    def backward(self, grad: Tensor, grad_matrix: Tensor) -> Tensor:
+        """Gradient of Z from that of Z'; adds to that of A. The lines above, last to first."""
+        grad_p_3 = self.z.mT @ grad
+        grad_p_2 = (self.w.mT @ grad_p_3).mul_(-0.25)
         grad_w = self.w.mT @ grad_p_2
-        grad_w.baddbmm_(grad_p_3, self.p_2.mT, alpha=-1).baddbmm_(grad_p_2, self.p_1.mT, alpha=-1)
-        grad.copy_(0.25 * grad @ self.p_3.mT).baddbmm_(self.matrix.mT, grad_w)
-        return grad_w @ self.z.mT
+        grad_w.baddbmm_(grad_p_3, self.p_2.mT, alpha=-0.25)
+        grad_w.baddbmm_(grad_p_2, self.p_1.mT, alpha=-1)
+        grad_matrix.baddbmm_(grad_w, self.z.mT)
+        return (grad @ self.p_3.mT).baddbmm_(self.matrix.mT, grad_w)
+
+
+class _Link:
+    """T' = T p(T) = 1/4 (13 T - 2.75 T² - Y²), with Y = T² - 3.5 T; all symmetric."""
+
+    def __init__(self, t: Tensor) -> None:
+        self.t = t
+
+    def next(self) -> Tensor:
+        square = self.t @ self.t
+        self.y = torch.sub(square, self.t, alpha=3.5)
+        return square.mul_(-0.6875).add_(self.t, alpha=3.25).baddbmm_(self.y, self.y, alpha=-0.25)
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """Gradient of T from that of T'."""
+        grad_y = _symmetric(grad @ self.y, -0.25)
+        grad_square = torch.add(grad_y, grad, alpha=-0.6875)
+        grad_t = _symmetric(grad_square @ self.t, 1.0)
+        return grad_t.add_(grad, alpha=3.25).add_(grad_y, alpha=-3.5)
+
+
+def _apply_polynomial(t: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """p(T) x = 1/4 (13 x - 15 u + T v) with u = T x, w = 7 x - u, v = T w; and (x, w, v)."""
+    u = t @ x
+    w = torch.sub(7 * x, u)
+    v = t @ w
+    result = torch.sub(3.25 * x, u, alpha=3.75).baddbmm_(t, v, alpha=0.25)
+    return result, (x, w, v)
+
+
+def _apply_polynomial_backward(
+    t: Tensor, inner: tuple[Tensor, Tensor, Tensor], grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of T (its symmetric part), from that of p(T) x."""
+    x, w, v = inner
+    grad_v = (t @ grad).mul_(0.25)
+    grad_w = t @ grad_v
+    grad_u = torch.add(grad_w, grad, alpha=3.75).neg_()
+    sides = torch.cat([0.25 * grad, grad_v, grad_u], -1), torch.cat([v, w, x], -1)
+    grad_x = torch.add(3.25 * grad, grad_w, alpha=7).baddbmm_(t, grad_u)
+    return grad_x, _symmetric(sides[0] @ sides[1].mT, 0.5)
 
 
 def _newton_steps(iterations: int) -> int:
     return max(0, iterations - CHAIN)
 
 
-def _next(t: Tensor) -> Tensor:
-    """T p(T) = 1/4 (13 T - 2.75 T² - Y²), with Y = T² - 3.5 T."""
-    square = t @ t
-    y = square - 3.5 * t
-    return square.mul_(-2.75).add_(t, alpha=13).baddbmm_(y, y, alpha=-1).mul_(0.25)
-
-
-def _next_backward(t: Tensor, grad: Tensor) -> Tensor:
-    """Gradient of T from that of T p(T), both symmetric."""
-    square = t @ t
-    y = square - 3.5 * t
-    grad_y = _symmetric(grad @ y).mul_(-0.5)
-    grad_square = grad_y.add(grad, alpha=-0.6875)
-    grad_t = _symmetric(grad_square @ t).mul_(2)
-    return grad_t.add_(grad, alpha=3.25).add_(grad_y, alpha=-3.5)
-
-
-def _symmetric(x: Tensor) -> Tensor:
-    return (x + x.mT).mul_(0.5)
-
-
-def _from_identity(factor: float, x: Tensor) -> Tensor:
-    """factor · I - x, in place."""
-    x.neg_().diagonal(0, -2, -1).add_(factor)
-    return x
+def _symmetric(x: Tensor, factor: float) -> Tensor:
+    """factor · (x + xᵀ)"""
+    return (x + x.mT).mul_(factor)
