@@ -1,0 +1,19 @@
+"""Hugging Face transformers: Nyström attention in models that exist, and the Nyströmformer models.
+
+Importing it registers "nystrom" with transformers, for attention and for masks.
+"""
+
+try:
+    import transformers as _transformers  # noqa: F401
+except ModuleNotFoundError as _error:
+    if _error.name != "transformers":
+        raise
+    raise ImportError("nystromer.hf needs transformers: pip install nystromer[hf].") from _error
+
+from nystromer.hf.attention import nystrom_attention_forward as nystrom_attention_forward
+from nystromer.hf.convert import nystromize as nystromize
+from nystromer.hf.convert import plan_of as plan_of
+from nystromer.hf.layers import attention_layers as attention_layers
+from nystromer.hf.layers import intercepted as intercepted
+from nystromer.hf.plan import LayerChoice as LayerChoice
+from nystromer.hf.plan import Plan as Plan
