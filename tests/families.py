@@ -14,8 +14,9 @@ BART = {
 WHISPER = {
     "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": 99,
     "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "num_mel_bins": 8, "max_source_positions": 60, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2, "decoder_start_token_id": 1, "max_target_positions": 20,
+    "decoder_attention_heads": 4, "num_mel_bins": 8, "max_source_positions": 60,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+    "max_target_positions": 20,
 }  # fmt: skip
 SPEECH = {
     **WIDTH, "intermediate_size": 48, "conv_dim": (16, 16), "conv_kernel": (10, 4),
