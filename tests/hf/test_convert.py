@@ -146,3 +146,12 @@ def test_plain_swap_of_a_real_encoder_keeps_its_embeddings():
     cosines = torch.cosine_similarity(exact, swapped)
     assert cosines.mean() > 0.86
     assert cosines.max() < 0.99  # something was swapped
+
+
+def test_taps_that_no_weights_were_saved_for_start_at_zero(tmp_path):
+    """An old checkpoint under a config that asks for a convolution."""
+    config = nystromize(bert(), 8, conv_kernel_size=33).config
+    bert().save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path, config=config)
+    for layer in model.encoder.layer:
+        assert torch.equal(layer.attention.self.nystrom_conv, torch.zeros(4, 33))
