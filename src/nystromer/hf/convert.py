@@ -132,11 +132,15 @@ def _numbers(layers: Sequence[int] | None, count: int) -> set[int]:
 
 def _check_plan(plan: Plan, model: PreTrainedModel, found: Sequence[FoundLayer]) -> None:
     names = [layer.name for layer in found]
-    if plan.model_type != model.config.model_type or {x.name for x in plan.layers} != set(names):
+    heads = {layer.name: layer.num_heads for layer in found}
+    planned = {
+        c.name: heads.get(c.name) if c.num_heads is None else c.num_heads for c in plan.layers
+    }
+    if plan.model_type != model.config.model_type or planned != heads:
         raise ValueError(
             f"`plan` was made for another model: a {plan.model_type} with {len(plan.layers)} "
             f"attention layers, got a {model.config.model_type} with {len(names)} "
-            f"({names[0]} ... {names[-1]}); make one for this model."
+            f"of {found[0].num_heads} heads ({names[0]} ... {names[-1]}); make one for this model."
         )
 
 

@@ -30,7 +30,8 @@ def attention_layers(
     """The attention layers that the model really calls, in order, from one run on `example`.
 
     Raises:
-        ValueError: If none of them goes through transformers' attention interface.
+        ValueError: If none of them goes through transformers' attention interface, or no example
+            can be made up.
     """
     found: dict[nn.Module, FoundLayer] = {}
     names = {module: name for name, module in model.named_modules()}
@@ -42,11 +43,17 @@ def attention_layers(
         return exact_attention_forward(module, query, key, *args, **kwargs)
 
     with intercepted(model, record):
-        inputs = example_inputs(model) if example is None else dict(example)
         training = model.training
         try:
             with torch.no_grad():
-                model.eval()(**inputs)
+                model.eval()(**(example_inputs(model) if example is None else example))
+        except Exception as error:
+            if example is not None:
+                raise
+            raise ValueError(
+                f"{type(model).__name__} could not be tried on inputs made up from its config "
+                f"({error}); pass a batch of its inputs as example={{...}}."
+            ) from error
         finally:
             model.train(training)
     if not found:
