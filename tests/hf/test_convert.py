@@ -92,6 +92,11 @@ def test_nystromize_leaves_a_shared_config_alone():
     assert not hasattr(config, "nystrom")
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_nystromize_leaves_the_mode_as_it_was(training):
+    assert nystromize(bert().train(training), 8).training is training
+
+
 def test_nystromize_converts_again():
     model = nystromize(bert(), 8, conv_kernel_size=3)
     nystromize(model, 16)

@@ -57,7 +57,10 @@ def attention_layers(
         finally:
             model.train(training)
     if not found:
-        raise ValueError(_ignores(model))
+        raise ValueError(
+            f"{type(model).__name__} ignores transformers' attention interface, so its attention "
+            "cannot be replaced; models that follow it accept attn_implementation='sdpa'."
+        )
     return list(found.values())
 
 
@@ -67,8 +70,6 @@ def intercepted(model: PreTrainedModel, function: Callable) -> Iterator[None]:
 
     Masks arrive as `nystrom_mask` makes them.
     """
-    if not model._can_set_attn_implementation():
-        raise ValueError(_ignores(model))
     configs: dict[int, Any] = {
         id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None
     }
@@ -85,10 +86,3 @@ def intercepted(model: PreTrainedModel, function: Callable) -> Iterator[None]:
 def base_name(model: PreTrainedModel, name: str) -> str:
     """A module's name in the base model, the same with and without a head on it."""
     return name.removeprefix(f"{model.base_model_prefix}.")
-
-
-def _ignores(model: PreTrainedModel) -> str:
-    return (
-        f"{type(model).__name__} ignores transformers' attention interface, so its attention "
-        "cannot be replaced; models that follow it accept attn_implementation='sdpa' and 'eager'."
-    )
