@@ -1,0 +1,52 @@
+"""Tile sizes: one small table, from what was compiled for sm_90 (tests/backends/test_triton.py).
+
+They depend on D, M and the width of the dtype alone, so neither the batch nor the device changes
+the order of a sum.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+CHUNK = 32  # rows of a convolution's window at a time
+
+
+class Tiles(NamedTuple):
+    """BM landmarks and BN tokens of a program, its warps, and the stages of its loads."""
+
+    landmarks: int
+    tokens: int
+    warps: int
+    stages: int
+
+
+def padded(size: int) -> int:
+    """The power of two, at least 16, that holds it: what tl.dot takes."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def tiles_for(query: Tensor, value: Tensor, num_landmarks: int) -> Tiles:
+    dim = padded(max(query.shape[3], value.shape[3]))
+    landmarks = min(64, padded(num_landmarks))
+    if query.element_size() == 2:
+        return Tiles(landmarks, 64, 8 if dim == 256 else 4, 2)
+    if dim == 256:
+        return Tiles(min(16, landmarks), 32, 8, 1)
+    return Tiles(min(32, landmarks), 32, 4, 1)
+
+
+def split(n: int, tile: int) -> tuple[int, int]:
+    """(splits, tiles in each) of n tokens: about 16 √n tokens a split, whatever the batch is."""
+    tokens = max(tile, 1 << (4 + round(n.bit_length() / 2)))
+    return -(-n // tokens), tokens // tile
+
+
+def precision(x: Tensor) -> str:
+    """How float32 is multiplied: exactly, unless torch's own setting allows tf32."""
+    if triton.knobs.runtime.interpret:
+        return "emulated"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
