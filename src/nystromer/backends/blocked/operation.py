@@ -25,7 +25,7 @@ class Small(NamedTuple):
     gathered: Tensor  # kernel_3 V  [B, H, M, Dv]
     inverse: Tensor  # kernel_2⁺  [B, H, M, M]
     context: Tensor  # kernel_2⁺ kernel_3 V  [B, H, M, Dv]
-    log_mass: Tensor  # log of the row sums of kernel_3  [B, H, M, 1]
+    log2_mass: Tensor  # log2 of the row sums of kernel_3  [B, H, M, 1]
 
     def of(self, b: int, pair: Pair) -> "Small":
         """Views of sequence b, of the landmarks it uses."""
@@ -68,7 +68,7 @@ def blocked_forward(
     for b, pair in enumerate(pairs):
         convolution = None
         if conv_weight is not None:
-            convolution = Convolution(conv_weight.to(work.dtype), value[b], pair.keys, work)
+            convolution = Convolution(conv_weight.to(work.factor_dtype), value[b], pair.keys, work)
         _scatter(pair, query[b], small.of(b, pair), output[b], convolution, scale, work)
     return output, *small
 
@@ -98,9 +98,9 @@ def _gather(
     else:
         small.q_tilde.copy_(pair.queries.means(query, pair.num_landmarks))
         small.k_tilde.copy_(pair.keys.means(key, pair.num_landmarks))
-    gathered, log_mass = gather(small.q_tilde * scale, key, value, pair.keys, work)
+    gathered, log2_mass = gather(small.q_tilde * scale, key, value, pair.keys, work)
     small.gathered.copy_(gathered)
-    small.log_mass.copy_(log_mass)
+    small.log2_mass.copy_(log2_mass)
 
 
 def _scatter(
@@ -147,7 +147,7 @@ def blocked_backward(
     gathered: Tensor,
     inverse: Tensor,
     context: Tensor,
-    log_mass: Tensor,
+    log2_mass: Tensor,
     landmarks_given: bool,
     scale: float,
     pinv_iterations: int,
@@ -155,7 +155,7 @@ def blocked_backward(
     pinv_ridge: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, conv_weight (empty if none), Q~ and K~."""
-    small = Small(q_tilde, k_tilde, gathered, inverse, context, log_mass)
+    small = Small(q_tilde, k_tilde, gathered, inverse, context, log2_mass)
     grads = _gradients(query, key, value, conv_weight, q_tilde)
     grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde = grads
     grad_small = Small(grad_q_tilde, grad_k_tilde, *map(torch.zeros_like, small[2:]))
@@ -182,7 +182,7 @@ def blocked_backward(
     for b, pair in enumerate(pairs):
         convolution = None
         if conv_weight is not None:
-            taps = conv_weight.to(work.dtype)
+            taps = conv_weight.to(work.factor_dtype)
             convolution = ConvolutionBackward(taps, grad_output[b], pair.queries, work)
         tokens, grad_tokens = (key[b], value[b]), (grad_query[b], grad_key[b], grad_value[b])
         of_b = (small.of(b, pair), grad_small.of(b, pair))
@@ -254,7 +254,7 @@ def _gather_backward(
         value,
         pair.keys,
         small.gathered,
-        small.log_mass,
+        small.log2_mass,
         grad.gathered,
         grad_key,
         grad_value,
