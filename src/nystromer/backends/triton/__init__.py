@@ -8,8 +8,8 @@ has one writer: nothing is atomic, so runs repeat. Triton itself is imported by 
 
 from __future__ import annotations
 
-import importlib.util
 import os
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ LIMIT = 256  # of D, Dv and M
 def unsupported(query: Tensor, key: Tensor, value: Tensor, num_landmarks: int) -> str | None:
     dtypes = [torch.float16, torch.bfloat16, torch.float32]
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if importlib.util.find_spec("triton") is None:
+    if find_spec("triton") is None:
         return "needs the package triton, which is not installed"
     if query.device.type != "cuda" and not interpreted:
         return f"needs CUDA tensors, got {query.device.type}"

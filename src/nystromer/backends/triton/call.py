@@ -68,7 +68,7 @@ class Call:
         )
 
     def landmarks(self, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Those given, or the segment means; with at most M tokens the tokens, whatever is given."""
+        """Those given, or the segment means; with at most M tokens always the tokens."""
         dtype = accumulation_dtype(self.query.dtype)
         if given is not None and not self.exact:
             return given[0].to(dtype, copy=True), given[1].to(dtype, copy=True)

@@ -84,7 +84,7 @@ def gather_bwd_kernel_tokens(
     b_v = load_rows(head_of(p_v, i_b, i_h, s_vb, s_vh), o_n, s_vn, m_n, DV, BDV)  # [BN, BDV]
     b_dk = tl.zeros([BN, BD], dtype=p_top.dtype.element_ty)
     b_dv = tl.zeros([BN, BDV], dtype=p_top.dtype.element_ty)
-    for i_m in tl.static_range(0, MP, BM):
+    for i_m in tl.range(0, MP, BM, num_stages=1):
         o_m = i_m + tl.arange(0, BM)
         m_m = o_m < M
         b_q = load_rows(p_q + i_row * D, o_m, D, m_m, D, BD).to(b_k.dtype)  # [BM, BD]

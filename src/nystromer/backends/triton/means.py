@@ -10,7 +10,6 @@ from torch import Tensor
 from nystromer.backends.triton.tiles import Tiles, padded
 from nystromer.backends.triton.tokens import Tokens, head_of, load_length, load_rows
 
-
 ROUNDS = 16  # tiles of one segment that a program adds up
 
 
@@ -43,15 +42,18 @@ def means_fwd_kernel(
     tl.store(p_means + i_row * D + o_d, b_mean, mask=o_d < D)
 
 
-def means(x: Tensor, num_landmarks: int, tokens: Tokens, dtype: torch.dtype, tiles: Tiles) -> Tensor:
+def means(
+    x: Tensor, num_landmarks: int, tokens: Tokens, dtype: torch.dtype, tiles: Tiles
+) -> Tensor:
     """Segment means of x [B, H, N, D] over its real tokens, [B, H, M, D]; zero where L < M."""
     batch, heads, n, dim = x.shape
     longest = triton.cdiv(n, num_landmarks)  # segment, whatever the mask
-    rounds = min(ROUNDS, triton.next_power_of_2(triton.cdiv(longest, tiles.tokens)))
-    splits = triton.cdiv(longest, rounds * tiles.tokens)
+    rows = min(tiles.tokens, padded(longest))
+    rounds = min(ROUNDS, triton.next_power_of_2(triton.cdiv(longest, rows)))
+    splits = triton.cdiv(longest, rounds * rows)
     out = x.new_empty(splits, batch, heads, num_landmarks, dim, dtype=dtype)
     means_fwd_kernel[(batch * heads, num_landmarks, splits)](
         x, *x.stride()[:3], tokens.positions, tokens.lengths, out, heads, n, num_landmarks, dim,
-        BN=tiles.tokens, BD=padded(dim), TILES=rounds, num_warps=tiles.warps,
+        BN=rows, BD=padded(dim), TILES=rounds, num_warps=tiles.warps,
     )  # fmt: skip
     return out[0] if splits == 1 else out.sum(0)

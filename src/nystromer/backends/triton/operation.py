@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nystromer.backends.triton import gather_backward, scatter_backward
-from nystromer.backends.triton.call import Call, make_call, with_unit_stride
+from nystromer.backends.triton.call import make_call, with_unit_stride
 from nystromer.backends.triton.convolution import taps_gradient
 from nystromer.backends.triton.gather import gather
 from nystromer.backends.triton.scatter import scatter
@@ -47,7 +47,7 @@ def triton_forward(
     """The output, and the fields of `Small`."""
     output, small = _results(query, value, num_landmarks)
     if 0 in output.shape or 0 in key.shape:
-        return output.zero_(), *(x.zero_() for x in small)
+        return output.zero_(), *Small(*(x.zero_() for x in small))
     given = None
     if query_landmarks is not None and key_landmarks is not None:
         given = (query_landmarks, key_landmarks)
@@ -63,7 +63,7 @@ def triton_forward(
 
 
 @triton_forward.register_fake
-def _(query, key, value, *rest):  # type: ignore[no-untyped-def]
+def _(query, key, value, *rest):
     num_landmarks = rest[5]
     output, small = _results(query, value, num_landmarks)
     return output, *small
@@ -135,17 +135,17 @@ def triton_backward(
 
 
 @triton_backward.register_fake
-def _(grad_output, query, key, value, mask, query_mask, conv_weight, q_tilde, *rest):  # type: ignore[no-untyped-def]
+def _(grad_output, query, key, value, mask, query_mask, conv_weight, q_tilde, *rest):
     return _gradients(query, key, value, conv_weight, q_tilde)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[:6], *output[1:])
     ctx.landmarks_given = inputs[6] is not None
     ctx.settings = inputs[-4:]  # scale, pinv_iterations, pinv_init, pinv_ridge
 
 
-def _backward(ctx, grad_output, *unused):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad_output, *unused):
     saved = ctx.saved_tensors  # once: activation checkpointing gives them out only once
     conv_weight = saved[5]
     grads = triton_backward(grad_output, *saved, ctx.landmarks_given, *ctx.settings)
@@ -155,7 +155,7 @@ def _backward(ctx, grad_output, *unused):  # type: ignore[no-untyped-def]
     return query, key, value, None, None, taps, *landmarks, None, None, None, None, None
 
 
-def _second_backward(ctx, *unused):  # type: ignore[no-untyped-def]
+def _second_backward(ctx, *unused):
     raise NotImplementedError(
         "backend='triton' has no second derivative, got a backward through its gradients; use "
         "backend='eager'."
@@ -196,6 +196,6 @@ def _gradients(
         _empty(key, key.shape[3]),
         _empty(value, value.shape[3]),
         q_tilde.new_empty((0,) if conv_weight is None else conv_weight.shape),
-        torch.empty_like(q_tilde),
-        torch.empty_like(q_tilde),
+        q_tilde.new_empty(q_tilde.shape),
+        q_tilde.new_empty(q_tilde.shape),
     )

@@ -56,7 +56,7 @@ def scatter_fwd_kernel(
     b_o = tl.zeros([BN, BDV], dtype=p_k.dtype.element_ty)
     b_mass = tl.zeros([BN], dtype=p_k.dtype.element_ty)
     b_top = tl.full([BN], -float("inf"), dtype=p_k.dtype.element_ty)
-    for i_m in tl.static_range(0, MP, BM):
+    for i_m in tl.range(0, MP, BM, num_stages=1):
         o_m = i_m + tl.arange(0, BM)
         m_m = o_m < M
         b_k = load_rows(p_k + i_row * D, o_m, D, m_m, D, BD).to(b_q.dtype)  # [BM, BD]

@@ -45,7 +45,7 @@ def scatter_bwd_kernel_rows(
     b_delta = tl.zeros([BN], dtype=p_lse.dtype.element_ty)
     b_mass = tl.zeros([BN], dtype=p_lse.dtype.element_ty)
     b_top = tl.full([BN], -float("inf"), dtype=p_lse.dtype.element_ty)
-    for i_m in tl.static_range(0, MP, BM):
+    for i_m in tl.range(0, MP, BM, num_stages=1):
         o_m = i_m + tl.arange(0, BM)
         m_m = o_m < M
         b_k = load_rows(p_k + i_row * D, o_m, D, m_m, D, BD).to(b_q.dtype)  # [BM, BD]
@@ -147,7 +147,7 @@ def scatter_bwd_kernel_tokens(
     b_lse = tl.load(p_lse + i_bh.to(tl.int64) * N + o_n, mask=m_n, other=0.0)
     b_delta = tl.load(p_delta + i_bh.to(tl.int64) * N + o_n, mask=m_n, other=0.0)
     b_dq = load_rows(p_share + i_row * D, b_segment, D, m_n, D, BD)
-    for i_m in tl.static_range(0, MP, BM):
+    for i_m in tl.range(0, MP, BM, num_stages=1):
         o_m = i_m + tl.arange(0, BM)
         m_m = o_m < M
         b_k = load_rows(p_k + i_row * D, o_m, D, m_m, D, BD).to(b_q.dtype)  # [BM, BD]
