@@ -1,9 +1,9 @@
-"""Compiles the Triton kernels for an H100 or H200 (sm_90) on any machine: registers, spills, memory.
+"""Compiles the Triton kernels for an H100 or H200 (sm_90) on any machine: registers and memory.
 
     python benchmarks/compile_kernels.py [--case 64,64,33,float16 ...]
 
-A case is D, M, K and a dtype. Needs the package triton and no GPU: the backend is run on CPU tensors
-with every launch replaced by a compilation of just what a GPU would have compiled. Writes
+A case is D, M, K and a dtype. Needs the package triton and no GPU: the backend is run on CPU
+tensors with every launch replaced by a compilation of just what a GPU would have compiled. Writes
 benchmarks/results/kernels.csv, unless --case. Exit code 1 if a kernel does not compile, spills more
 than 256 bytes a thread, or needs more shared memory than a multiprocessor has.
 """

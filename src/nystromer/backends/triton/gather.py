@@ -72,7 +72,7 @@ def gather_fwd_kernel(
 
 @triton.jit
 def gather_fwd_kernel_merge(
-    p_total, p_top, p_mass, p_gathered, p_peak, p_sum, M, DV,
+    p_total, p_top, p_mass, p_gathered, p_peak, p_sum, M, DV, splits,
     BM: tl.constexpr, BDV: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Sums the splits under their common maximum; rows without a key give 0, maximum 0, sum 1."""
@@ -82,15 +82,17 @@ def gather_fwd_kernel_merge(
     b_top = tl.full([BM], -float("inf"), dtype=p_total.dtype.element_ty)
     for i_s in range(SPLITS):
         i_row = (i_s * tl.num_programs(0).to(tl.int64) + i_bh) * M
-        b_top = tl.maximum(b_top, tl.load(p_top + i_row + o_m, mask=m_m, other=0.0))
+        m_s = m_m & (i_s < splits)
+        b_top = tl.maximum(b_top, tl.load(p_top + i_row + o_m, mask=m_s, other=-float("inf")))
     b_top = tl.where(b_top == -float("inf"), 0.0, b_top)
     b_total = tl.zeros([BM, BDV], dtype=p_total.dtype.element_ty)
     b_mass = tl.zeros([BM], dtype=p_total.dtype.element_ty)
     for i_s in range(SPLITS):
         i_row = (i_s * tl.num_programs(0).to(tl.int64) + i_bh) * M
-        b_shrink = tl.exp(tl.load(p_top + i_row + o_m, mask=m_m, other=0.0) - b_top)
-        b_mass += b_shrink * tl.load(p_mass + i_row + o_m, mask=m_m, other=0.0)
-        b_total += b_shrink[:, None] * load_rows(p_total + i_row * DV, o_m, DV, m_m, DV, BDV)
+        m_s = m_m & (i_s < splits)
+        b_shrink = tl.exp(tl.load(p_top + i_row + o_m, mask=m_s, other=-float("inf")) - b_top)
+        b_mass += b_shrink * tl.load(p_mass + i_row + o_m, mask=m_s, other=0.0)
+        b_total += b_shrink[:, None] * load_rows(p_total + i_row * DV, o_m, DV, m_s, DV, BDV)
     b_mass = tl.where(b_mass == 0.0, 1.0, b_mass)
     i_row = i_bh.to(tl.int64) * M
     store_rows(p_gathered + i_row * DV, o_m, DV, m_m, DV, b_total / b_mass[:, None], BDV)
@@ -112,6 +114,7 @@ def gather(call: Call, q_tilde: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     gathered = q_tilde.new_empty(batch, heads, m, dim)
     top, mass = (q_tilde.new_empty(batch, heads, m) for _ in range(2))
     gather_fwd_kernel_merge[(batch * heads, triton.cdiv(m, 16))](
-        total, tops, masses, gathered, top, mass, m, dim, BM=16, BDV=padded(dim), SPLITS=splits
-    )
+        total, tops, masses, gathered, top, mass, m, dim, splits,
+        BM=16, BDV=padded(dim), SPLITS=triton.next_power_of_2(splits),
+    )  # fmt: skip
     return gathered, top, mass

@@ -34,14 +34,14 @@ def tiles_for(query: Tensor, value: Tensor, num_landmarks: int) -> Tiles:
     landmarks = min(64, padded(num_landmarks))
     if query.element_size() == 2:
         return Tiles(landmarks, 64, 8 if dim == 256 else 4, 2)
-    if dim == 256:
-        return Tiles(min(16, landmarks), 32, 8, 1)
-    return Tiles(min(32, landmarks), 32, 4, 1)
+    if query.element_size() == 8:
+        return Tiles(landmarks, 64, 4, 1)
+    return Tiles(min(16 if dim == 256 else 32, landmarks), 32, 8, 1)
 
 
 def split(n: int, tile: int) -> tuple[int, int]:
-    """(splits, tiles in each) of n tokens: about 16 √n tokens a split, whatever the batch is."""
-    tokens = max(tile, 1 << (4 + round(n.bit_length() / 2)))
+    """(splits, tiles in each) of n tokens: 8 to 11 √n tokens a split, whatever the batch is."""
+    tokens = max(tile, 8 << n.bit_length() // 2)
     return -(-n // tokens), tokens // tile
 
 
