@@ -17,7 +17,9 @@ from nystromer.functional import choose_backend
 
 pytest.importorskip("triton")
 
+from nystromer.backends.triton.inverse import invert, invert_backward
 from nystromer.backends.triton.operation import triton_forward
+from nystromer.pinv import Pinv
 
 COMPILER = Path(__file__).parents[2] / "benchmarks" / "compile_kernels.py"
 
@@ -53,6 +55,18 @@ def test_triton_agrees_with_eager_at_awkward_sizes(case, dtype, poisoned):
     both = [results(tensors, options, name) for name in ("triton", "eager")]
     for i, (got, expected) in enumerate(zip(*both, strict=True)):
         assert_close(got, expected, tolerance, f"result {i}")
+
+
+@pytest.mark.parametrize("m", [1, 5, 64])
+def test_triton_inverse_equals_that_of_pinv(m):
+    """With equal columns among them, whose sums share the gradient of the start value."""
+    matrix = torch.randn(1, 2, m, m, dtype=torch.float64).mul(2).softmax(-1)
+    matrix[0, 1] = 1 / m
+    grad, pinv = torch.randn_like(matrix), Pinv()
+    assert_close(invert(pinv, matrix), pinv.of(matrix), 1e-12)
+    pair = (invert_backward(pinv, matrix, grad), pinv.backward(matrix, grad))
+    through_softmax = [matrix * (g - (g * matrix).sum(-1, keepdim=True)) for g in pair]
+    assert_close(*through_softmax, 1e-11)
 
 
 def test_triton_half_precision_holds_small_probabilities():

@@ -11,6 +11,7 @@ from nystromer.backends.triton import gather_backward, scatter_backward
 from nystromer.backends.triton.call import make_call, with_unit_stride
 from nystromer.backends.triton.convolution import taps_gradient
 from nystromer.backends.triton.gather import gather
+from nystromer.backends.triton.inverse import invert, invert_backward
 from nystromer.backends.triton.scatter import scatter
 from nystromer.pinv import Pinv
 from nystromer.precision import accumulation_dtype
@@ -56,7 +57,7 @@ def triton_forward(
         q_tilde, k_tilde = call.landmarks(given)
         gathered, top, mass = gather(call, q_tilde * scale)
         kernel_2 = call.kernel_2(q_tilde, k_tilde, scale)
-        inverse = Pinv(pinv_iterations, pinv_init, pinv_ridge).of(kernel_2)
+        inverse = invert(Pinv(pinv_iterations, pinv_init, pinv_ridge), kernel_2)
         context = call.unless_exact(inverse @ gathered, gathered)
         scatter(call, k_tilde * scale, context, output)
     return output, q_tilde, k_tilde, gathered, inverse, context, top, mass
@@ -108,7 +109,7 @@ def triton_backward(
         kernel_2 = call.kernel_2(q_tilde, k_tilde, scale)
         grad_inverse = grad_context @ gathered.mT
         pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
-        grad_kernel = pinv.backward(kernel_2, call.unless_exact(grad_inverse, 0.0))
+        grad_kernel = invert_backward(pinv, kernel_2, call.unless_exact(grad_inverse, 0.0))
         grad_logits = kernel_2 * (grad_kernel - (grad_kernel * kernel_2).sum(-1, keepdim=True))
         grad_logits = call.unless_exact(grad_logits, 0.0)
         grad_gathered = call.unless_exact(inverse.mT @ grad_context, grad_context)

@@ -146,7 +146,7 @@ def scatter_bwd_kernel_tokens(
     b_do = load_rows(head_of(p_do, i_b, i_h, s_ob, s_oh), o_n, s_on, m_n, DV, BDV)  # [BN, BDV]
     b_lse = tl.load(p_lse + i_bh.to(tl.int64) * N + o_n, mask=m_n, other=0.0)
     b_delta = tl.load(p_delta + i_bh.to(tl.int64) * N + o_n, mask=m_n, other=0.0)
-    b_dq = load_rows(p_share + i_row * D, b_segment, D, m_n, D, BD)
+    b_dq = tl.zeros([BN, BD], dtype=p_lse.dtype.element_ty)
     for i_m in tl.range(0, MP, BM, num_stages=1):
         o_m = i_m + tl.arange(0, BM)
         m_m = o_m < M
@@ -159,6 +159,7 @@ def scatter_bwd_kernel_tokens(
         b_dp = product(b_do, tl.trans(b_c), b_dp, PRECISION)
         b_ds = tl.exp(b_s - b_lse[:, None]) * (b_dp - b_delta[:, None])
         b_dq = product(b_ds.to(b_k.dtype), b_k, b_dq, PRECISION)
+    b_dq += load_rows(p_share + i_row * D, b_segment, D, m_n, D, BD)
     b_dq = tl.where(m_n[:, None], b_dq, 0.0)
     store_rows(head_of(p_dq, i_b, i_h, s_dqb, s_dqh), o_n, s_dqn, o_n < N, D, b_dq, BD)
 

@@ -50,3 +50,10 @@ def precision(x: Tensor) -> str:
     if triton.knobs.runtime.interpret:
         return "emulated"
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def small_precision() -> str:
+    """How the small matrix is multiplied: as float32, on tensor cores where Triton offers that."""
+    if triton.knobs.runtime.interpret:
+        return "emulated"
+    return "ieee" if torch.version.hip else "tf32x3"
