@@ -18,7 +18,7 @@ from nystromer import nystrom_attention
 from nystromer.landmarks import kmeans, sample_tokens, segment_means
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
-combined = pytest.mark.parametrize(("backend", "dtype", "case"), combinations(), ids=str)
+combined = pytest.mark.parametrize(("backend", "dtype", "case"), list(combinations()), ids=str)
 
 
 def leaves(tensors, options):

@@ -1,5 +1,6 @@
 """What `triton` promises beyond the numbers, and the sizes its tiles must cover."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -19,9 +20,10 @@ pytest.importorskip("triton")
 
 from nystromer.backends.triton.inverse import invert, invert_backward
 from nystromer.backends.triton.operation import triton_forward
+from nystromer.backends.triton.tiles import precision
 from nystromer.pinv import Pinv
 
-COMPILER = Path(__file__).parents[2] / "benchmarks" / "compile_kernels.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def results(tensors, options, backend):
@@ -165,6 +167,53 @@ def test_auto_is_triton_on_gpus_alone():
 def test_triton_kernels_compile_for_a_gpu(case):
     """For sm_90, without one: registers and shared memory within the limits."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, COMPILER, "--case", case]
+    command = [sys.executable, BENCHMARKS / "compile_kernels.py", "--case", case]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_triton_multiplies_float32_exactly_unless_torch_may_round(monkeypatch):
+    import triton
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    assert precision() == "ieee"
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert precision() == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert precision() == "ieee"
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    """benchmarks/gpu.py as a module."""
+    spec = importlib.util.spec_from_file_location("gpu", BENCHMARKS / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu"] = module  # where dataclasses look
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["gpu"]
+
+
+def test_gpu_benchmark_checks_what_it_times(gpu, monkeypatch):
+    shape = gpu.Shape(2, 4, 40, 16, 8, kernel=5, masks="holes")
+    assert 0 < gpu.error_of(shape, torch.float16, "cpu") < 4e-3
+    right = gpu.ours
+    monkeypatch.setattr(
+        gpu, "ours", lambda *a, backend="triton": right(*a, backend) * (1 + (backend == "triton"))
+    )
+    with pytest.raises(SystemExit, match=r"K5 holes torch.float32: relative error .* stopped"):
+        gpu.error_of(shape, torch.float32, "cpu")
+
+
+def test_gpu_benchmark_compares_the_same_equations(gpu):
+    shape = gpu.Shape(1, 2, 40, 16, 8, kernel=5)
+    tensors = gpu.inputs(shape, torch.float32, "cpu")
+    assert_close(gpu.plain(shape, *tensors), gpu.ours(shape, *tensors, backend="eager"), 1e-5)
+
+
+def test_gpu_benchmark_says_that_it_needs_a_gpu():
+    done = subprocess.run([sys.executable, BENCHMARKS / "gpu.py"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "needs a GPU, got none" in done.stdout

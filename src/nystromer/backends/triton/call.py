@@ -99,7 +99,7 @@ class Call:
             "BD": padded(self.query.shape[3]),
             "BDV": padded(self.value.shape[3]),
             "EXACT": self.exact,
-            "PRECISION": precision(self.query),
+            "PRECISION": precision(),
             "num_warps": self.tiles.warps,
             "num_stages": self.tiles.stages,
         }

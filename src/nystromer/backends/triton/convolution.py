@@ -98,7 +98,7 @@ def taps_gradient(call: Call, grad_output: Tensor) -> Tensor:
         value, *value.stride()[:3], call.keys.ranks,
         grad_output, *grad_output.stride()[:3], call.queries.ranks, table, heads, n, dim,
         KERNEL=kernel, CHUNK=CHUNK, TILES=tiles, BN=tokens, BDV=padded(dim),
-        PRECISION=precision(value), num_warps=4, num_stages=call.tiles.stages,
+        PRECISION=precision(), num_warps=4, num_stages=call.tiles.stages,
     )  # fmt: skip
     table = table.sum((0, 1))  # [H, BN, window]
     row = torch.arange(tokens, device=table.device)[:, None]

@@ -39,7 +39,7 @@ def invert_backward(pinv: Pinv, matrix: Tensor, grad: Tensor) -> Tensor:
         return pinv.backward(matrix, grad)
     m = matrix.shape[-1]
     out = matrix.new_empty(matrix.shape)
-    steps = matrix.new_empty(pinv.iterations, *matrix.shape)
+    steps = matrix.new_empty(pinv.iterations, 5, *matrix.shape)  # Z, W, P_1, P_2, P_3
     inverse_bwd_kernel[(matrix.shape[0] * matrix.shape[1],)](
         matrix.contiguous(), grad.contiguous(), steps, out, m,
         STEPS=pinv.iterations, MP=padded(m), PRECISION=small_precision(), num_warps=8,
@@ -87,35 +87,41 @@ def inverse_bwd_kernel(
     o_m = tl.arange(0, MP)
     m_m = o_m < M
     i_row = tl.program_id(0).to(tl.int64) * M * M
-    s_step = tl.num_programs(0).to(tl.int64) * M * M
+    s_matrix = tl.num_programs(0).to(tl.int64) * M * M
     b_a = load_rows(p_a + i_row, o_m, M, m_m, M, MP)
     b_columns = tl.sum(b_a, 0)
     row_norm = tl.max(tl.sum(b_a, 1))
     c = tl.max(b_columns) * row_norm
     b_z = tl.trans(b_a) / c
     for i in range(STEPS):
-        store_rows(p_steps + i * s_step + i_row, o_m, M, m_m, M, b_z, MP)
+        p_step = p_steps + i * 5 * s_matrix + i_row
         b_w = times(b_a, b_z, PRECISION)
+        store_rows(p_step, o_m, M, m_m, M, b_z, MP)
+        store_rows(p_step + s_matrix, o_m, M, m_m, M, b_w, MP)
         b_p = diagonal(o_m, 7.0) - b_w
+        store_rows(p_step + 2 * s_matrix, o_m, M, m_m, M, b_p, MP)
         b_p = diagonal(o_m, 15.0) - times(b_w, b_p, PRECISION)
+        store_rows(p_step + 3 * s_matrix, o_m, M, m_m, M, b_p, MP)
         b_p = diagonal(o_m, 13.0) - times(b_w, b_p, PRECISION)
+        store_rows(p_step + 4 * s_matrix, o_m, M, m_m, M, b_p, MP)
         b_z = 0.25 * times(b_z, b_p, PRECISION)
-    tl.debug_barrier()  # a step is read by other threads than wrote it
+    tl.debug_barrier()  # what is read next was written by other threads
     b_g = load_rows(p_g + i_row, o_m, M, m_m, M, MP)
     b_grad = tl.zeros_like(b_a)
-    for i in range(STEPS):
-        b_z = load_rows(p_steps + (STEPS - 1 - i) * s_step + i_row, o_m, M, m_m, M, MP)
-        b_w = times(b_a, b_z, PRECISION)
-        b_p1 = diagonal(o_m, 7.0) - b_w
-        b_p2 = diagonal(o_m, 15.0) - times(b_w, b_p1, PRECISION)
-        b_p3 = diagonal(o_m, 13.0) - times(b_w, b_p2, PRECISION)
+    for i in tl.range(STEPS, num_stages=1):
+        p_step = p_steps + (STEPS - 1 - i) * 5 * s_matrix + i_row
+        b_z = load_rows(p_step, o_m, M, m_m, M, MP)
         b_dp3 = 0.25 * times(tl.trans(b_z), b_g, PRECISION)
+        b_w = load_rows(p_step + s_matrix, o_m, M, m_m, M, MP)
         b_dp2 = -times(tl.trans(b_w), b_dp3, PRECISION)
         b_dw = times(tl.trans(b_w), b_dp2, PRECISION)
-        b_dw -= times(b_dp3, tl.trans(b_p2), PRECISION)
-        b_dw -= times(b_dp2, tl.trans(b_p1), PRECISION)
+        b_p = load_rows(p_step + 2 * s_matrix, o_m, M, m_m, M, MP)
+        b_dw -= times(b_dp2, tl.trans(b_p), PRECISION)
+        b_p = load_rows(p_step + 3 * s_matrix, o_m, M, m_m, M, MP)
+        b_dw -= times(b_dp3, tl.trans(b_p), PRECISION)
         b_grad = product(b_dw, tl.trans(b_z), b_grad, PRECISION)
-        b_g = 0.25 * times(b_g, tl.trans(b_p3), PRECISION)
+        b_p = load_rows(p_step + 4 * s_matrix, o_m, M, m_m, M, MP)
+        b_g = 0.25 * times(b_g, tl.trans(b_p), PRECISION)
         b_g = product(tl.trans(b_a), b_dw, b_g, PRECISION)
     # Z_0 = A^T / c; equal maxima share its gradient
     dc = -tl.sum(b_g * tl.trans(b_a)) / (c * c)

@@ -31,7 +31,7 @@ def padded(size: int) -> int:
 
 def tiles_for(query: Tensor, value: Tensor, num_landmarks: int) -> Tiles:
     dim = padded(max(query.shape[3], value.shape[3]))
-    landmarks = min(64, padded(num_landmarks))
+    landmarks = min(32 if dim == 256 else 64, padded(num_landmarks))
     if query.element_size() == 2:
         return Tiles(landmarks, 64, 8 if dim == 256 else 4, 2)
     if query.element_size() == 8:
@@ -45,11 +45,11 @@ def split(n: int, tile: int) -> tuple[int, int]:
     return -(-n // tokens), tokens // tile
 
 
-def precision(x: Tensor) -> str:
+def precision() -> str:
     """How float32 is multiplied: exactly, unless torch's own setting allows tf32."""
     if triton.knobs.runtime.interpret:
         return "emulated"
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def small_precision() -> str:
