@@ -25,6 +25,15 @@ from nystromer.backends.triton.tokens import (
 
 
 @triton.jit
+def hide_padding(b_s, b_rank, b_m, L, M, EXACT: tl.constexpr):
+    """Logits of padding: -inf; with few keys, of all but the own token. b_rank, b_m: broadcast."""
+    if EXACT:
+        is_own = tl.where(segment_of(b_rank, L, M) == b_m, 0.0, -float("inf"))
+        b_s = tl.where(L > M, b_s, is_own)
+    return tl.where(b_rank >= 0, b_s, -float("inf"))
+
+
+@triton.jit
 def gather_fwd_kernel(
     p_q, p_k, s_kb, s_kh, s_kn, p_v, s_vb, s_vh, s_vn, p_ranks, p_lengths,
     p_total, p_top, p_mass, H, N, M, D, DV, splits,
@@ -53,10 +62,7 @@ def gather_fwd_kernel(
         b_v = load_rows(p_v, o_n, s_vn, m_n, DV, BDV)  # [BN, BDV]
         b_s = tl.zeros([BM, BN], dtype=b_total.dtype)
         b_s = product(b_q, tl.trans(b_k), b_s, PRECISION)
-        if EXACT:
-            is_own = segment_of(b_rank, L, M)[None, :] == o_m[:, None]
-            b_s = tl.where(L > M, b_s, tl.where(is_own, 0.0, -float("inf")))
-        b_s = tl.where(m_n[None, :], b_s, -float("inf"))
+        b_s = hide_padding(b_s, b_rank[None, :], o_m[:, None], L, M, EXACT)
         b_new = tl.maximum(b_top, tl.max(b_s, 1))
         b_shift = tl.where(b_new == -float("inf"), 0.0, b_new)
         b_p = tl.exp(b_s - b_shift[:, None])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nystromer.backends.triton.call import Call
 from nystromer.backends.triton.convolution import convolve, toeplitz
+from nystromer.backends.triton.gather import hide_padding
 from nystromer.backends.triton.tiles import CHUNK, padded
 from nystromer.backends.triton.tokens import (
     head_of,
@@ -45,20 +46,23 @@ def gather_bwd_kernel_landmarks(
     b_top = tl.load(p_top + i_row + o_m, mask=m_m, other=0.0)
     b_bias = tl.load(p_bias + i_row + o_m, mask=m_m, other=0.0)
     b_grad = tl.zeros([BM, BD], dtype=p_grad.dtype.element_ty)
+    L = load_length(p_lengths, i_b, N)
     for i_t in range(TILES):
         o_n = (i_s * TILES + i_t) * BN + tl.arange(0, BN)
-        m_n = load_ranks(p_ranks, i_b, o_n, N) >= 0
+        b_rank = load_ranks(p_ranks, i_b, o_n, N)
+        m_n = b_rank >= 0
         b_k = load_rows(p_k, o_n, s_kn, m_n, D, BD)  # [BN, BD]
         b_v = load_rows(p_v, o_n, s_vn, m_n, DV, BDV)  # [BN, BDV]
         b_s = tl.zeros([BM, BN], dtype=b_grad.dtype)
         b_s = product(b_q, tl.trans(b_k), b_s, PRECISION)
-        b_p = tl.where(m_n[None, :], tl.exp(b_s - b_top[:, None]), 0.0)
+        b_s = hide_padding(b_s, b_rank[None, :], o_m[:, None], L, M, EXACT)
+        b_p = tl.exp(b_s - b_top[:, None])
         b_dp = tl.zeros([BM, BN], dtype=b_grad.dtype)
         b_dp = product(b_g, tl.trans(b_v), b_dp, PRECISION)
         b_ds = b_p * (b_dp - b_bias[:, None])
         b_grad = product(b_ds.to(b_k.dtype), b_k, b_grad, PRECISION)
     if EXACT:  # no logits with few keys
-        b_grad = tl.where(load_length(p_lengths, i_b, N) > M, b_grad, 0.0)
+        b_grad = tl.where(L > M, b_grad, 0.0)
     i_row += i_s.to(tl.int64) * (tl.num_programs(0) // splits) * M
     store_rows(p_grad + i_row * D, o_m, D, m_m, D, b_grad, BD)
 
@@ -93,13 +97,12 @@ def gather_bwd_kernel_tokens(
         b_bias = tl.load(p_bias + i_row + o_m, mask=m_m, other=0.0)
         b_s = tl.zeros([BN, BM], dtype=b_dk.dtype)
         b_s = product(b_k, tl.trans(b_q), b_s, PRECISION)
-        b_p = tl.where(m_n[:, None], tl.exp(b_s - b_top[None, :]), 0.0)
+        b_s = hide_padding(b_s, b_rank[:, None], o_m[None, :], L, M, EXACT)
+        b_p = tl.exp(b_s - b_top[None, :])
         b_dp = tl.zeros([BN, BM], dtype=b_dk.dtype)
         b_dp = product(b_v, tl.trans(b_g), b_dp, PRECISION)
         b_ds = b_p * (b_dp - b_bias[None, :])
-        if EXACT:
-            is_own = (b_segment[:, None] == o_m[None, :]) & m_n[:, None]
-            b_p = tl.where(L > M, b_p, tl.where(is_own, 1.0, 0.0))
+        if EXACT:  # no logits with few keys
             b_ds = tl.where(L > M, b_ds, 0.0)
         b_dv = product(b_p.to(b_g.dtype), b_g, b_dv, PRECISION)
         b_dk = product(b_ds.to(b_q.dtype), b_q, b_dk, PRECISION)
