@@ -122,7 +122,8 @@ def inverse_bwd_kernel(
         b_grad = product(b_dw, tl.trans(b_z), b_grad, PRECISION)
         b_p = load_rows(p_step + 4 * s_matrix, o_m, M, m_m, M, MP)
         b_g = 0.25 * times(b_g, tl.trans(b_p), PRECISION)
-        b_g = product(tl.trans(b_a), b_dw, b_g, PRECISION)
+        b_p = load_rows(p_a + i_row, o_m, M, m_m, M, MP)
+        b_g = product(tl.trans(b_p), b_dw, b_g, PRECISION)
     # Z_0 = A^T / c; equal maxima share its gradient
     dc = -tl.sum(b_g * tl.trans(b_a)) / (c * c)
     b_in_columns = (b_columns == tl.max(b_columns)).to(b_a.dtype)
