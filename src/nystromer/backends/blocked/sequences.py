@@ -73,6 +73,7 @@ class Sequence:
     hole: Tensor | None = None
 
     def blocks(self, size: int) -> Iterator[tuple[int, int]]:
+        """First and one past the last position of every block of `size` positions."""
         for i in range(self.start, self.stop, size):
             yield i, min(i + size, self.stop)
 
