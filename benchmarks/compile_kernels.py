@@ -5,7 +5,7 @@
 A case is D, M, K and a dtype. Needs the package triton and no GPU: the backend is run on CPU
 tensors with every launch replaced by a compilation of just what a GPU would have compiled. Writes
 benchmarks/results/kernels.csv, unless --case. Exit code 1 if a kernel does not compile, spills more
-than 640 bytes a thread, or needs more shared memory than a multiprocessor has.
+than 1,280 bytes a thread, or needs more shared memory than a multiprocessor has.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 TARGET = GPUTarget("cuda", 90, 32)
-SHARED_LIMIT, STACK_LIMIT = 227 * 1024, 640  # bytes, of a block and of a thread
+SHARED_LIMIT, STACK_LIMIT = 227 * 1024, 1280  # bytes, of a block and of a thread
 POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",

@@ -173,6 +173,7 @@ def error_of(shape: Shape, dtype: torch.dtype, device: str) -> float:
     expected = [output, *torch.autograd.grad(output, leaves, grad)]
     for i, (a, b) in enumerate(zip(got, expected, strict=True)):
         a = a.detach()[chosen] if a.dim() == 2 else a.detach()[:, chosen]
+        b = b.detach()
         error = float((a.double() - b).norm() / b.norm().clamp(min=1e-30))
         worst = max(worst, error if i == 0 else error / 3)
         if not error < TOLERANCE[dtype] * (1 if i == 0 else 3):

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nystromer.backends.triton.adjoint import pinv_backward
 from nystromer.backends.triton.tiles import padded, small_precision
 from nystromer.backends.triton.tokens import load_rows, product, store_rows
 from nystromer.pinv import Pinv
@@ -25,24 +26,21 @@ def invert(pinv: Pinv, matrix: Tensor) -> Tensor:
     out = matrix.new_empty(matrix.shape)
     inverse_fwd_kernel[(matrix.shape[0] * matrix.shape[1],)](
         matrix.contiguous(), out, m,
-        STEPS=pinv.iterations, MP=padded(m), PRECISION=small_precision(), num_warps=8,
+        STEPS=pinv.iterations, MP=padded(m), PRECISION=small_precision(), num_warps=4,
     )  # fmt: skip
     return out
 
 
 def invert_backward(pinv: Pinv, matrix: Tensor, grad: Tensor) -> Tensor:
-    """`pinv.backward(matrix, grad)` for a matrix whose rows sum to 1, up to a constant a row.
-
-    The softmax that made the rows takes no notice of such a constant; it is what ‖A‖_inf would add.
-    """
+    """`adjoint.pinv_backward(pinv, matrix, grad)`, in one kernel a matrix."""
     if not _fits(pinv, matrix):
-        return pinv.backward(matrix, grad)
+        return pinv_backward(pinv, matrix, grad)
     m = matrix.shape[-1]
     out = matrix.new_empty(matrix.shape)
     steps = matrix.new_empty(pinv.iterations, 5, *matrix.shape)  # Z, W, P_1, P_2, P_3
     inverse_bwd_kernel[(matrix.shape[0] * matrix.shape[1],)](
         matrix.contiguous(), grad.contiguous(), steps, out, m,
-        STEPS=pinv.iterations, MP=padded(m), PRECISION=small_precision(), num_warps=8,
+        STEPS=pinv.iterations, MP=padded(m), PRECISION=small_precision(), num_warps=4,
     )  # fmt: skip
     return out
 
@@ -83,7 +81,7 @@ def inverse_bwd_kernel(
     p_a, p_g, p_steps, p_grad, M,
     STEPS: tl.constexpr, MP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint of a step, last to first; see `nystromer.pinv.iterative_pinv_backward`."""
+    """The adjoint of a step, last to first; see `adjoint.py`."""
     o_m = tl.arange(0, MP)
     m_m = o_m < M
     i_row = tl.program_id(0).to(tl.int64) * M * M
