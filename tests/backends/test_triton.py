@@ -102,6 +102,25 @@ def test_triton_operation_passes_opcheck(masks):
     torch.library.opcheck(triton_forward, arguments)
 
 
+def test_triton_is_one_node_for_torch_compile():
+    (q, k, v), _ = make_inputs(Case(n=30, m=8, batch=1, heads=1), torch.float32)
+    graphs = []
+
+    def look(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    call = torch.compile(
+        lambda *x: nystrom_attention(*x, num_landmarks=8, backend="triton"),
+        backend=look,
+        fullgraph=True,
+    )
+    expected = nystrom_attention(q, k, v, num_landmarks=8, backend="triton")
+    assert torch.equal(call(q, k, v), expected)
+    called = [node for node in graphs[0].graph.nodes if node.op == "call_function"]
+    assert sum("nystromer.triton_forward" in str(node.target) for node in called) == 1
+
+
 def test_triton_saves_nothing_that_grows_with_n():
     (q, k, v), _ = make_inputs(Case(n=100, m=8, dim=4, value_dim=4, batch=1, heads=1))
     saved = []
@@ -152,7 +171,7 @@ def test_triton_says_what_it_cannot_run(monkeypatch):
     assert "needs float16, bfloat16 or float32, got torch.float64" in reason(dtype=torch.float64)
     assert "needs heads of at most 256, got 64 and 300" in reason(value_dim=300)
     assert "needs at most 256 landmarks, got 257" in reason(m=257)
-    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend, "INSTALLED", False)
     assert "needs the package triton, which is not installed" in reason()
 
 

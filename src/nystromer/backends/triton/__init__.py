@@ -16,23 +16,28 @@ from torch import Tensor
 
 from nystromer.pinv import Pinv
 
+INSTALLED = find_spec("triton") is not None
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LIMIT = 256  # of D, Dv and M
 
 
 def unsupported(query: Tensor, key: Tensor, value: Tensor, num_landmarks: int) -> str | None:
-    dtypes = [torch.float16, torch.bfloat16, torch.float32]
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if find_spec("triton") is None:
+    if not INSTALLED:
         return "needs the package triton, which is not installed"
-    if query.device.type != "cuda" and not interpreted:
+    if query.device.type != "cuda" and not _interpreted():
         return f"needs CUDA tensors, got {query.device.type}"
-    if query.dtype not in dtypes and not interpreted:
+    if query.dtype not in DTYPES and not _interpreted():
         return f"needs float16, bfloat16 or float32, got {query.dtype}"
     if max(query.shape[3], value.shape[3]) > LIMIT:
         return f"needs heads of at most {LIMIT}, got {query.shape[3]} and {value.shape[3]}"
     if num_landmarks > LIMIT:
         return f"needs at most {LIMIT} landmarks, got {num_landmarks}"
     return None
+
+
+def _interpreted() -> bool:
+    """Triton's interpreter runs on any device, and in float64: how the kernels are tested."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def forward(
