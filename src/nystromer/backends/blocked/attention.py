@@ -61,25 +61,22 @@ def gather_backward(
     work: Workspace,
 ) -> Tensor:
     """Writes the gradients of key and value [with the convolution's]; returns the landmarks'."""
-    heads, m, _ = landmarks.shape
-    bias = (grad_gathered * gathered).sum(-1, keepdim=True)  # [H, M, 1]
-    exponents = landmarks * LOG2_E
+    bias = (grad_gathered * gathered).sum(-1)[:, None]  # [H, 1, M]
     grad_landmarks = torch.zeros_like(landmarks)
-    grad_gathered, landmarks = (x.to(work.factor_dtype) for x in (grad_gathered, landmarks))
+    grad_gathered, landmarks_factor = (x.to(work.factor_dtype) for x in (grad_gathered, landmarks))
     for i, j in sequence.blocks(work.block):
-        k = sequence.read(key, i, j, work, "key")
-        k_factor = sequence.read_factor(key, i, j, work, "key factor")
+        k = sequence.read_factor(key, i, j, work, "key factor")
         v = sequence.read_factor(value, i, j, work, "value")
-        weights = torch.bmm(exponents, k.mT, out=work("logits", heads, m, j - i))
-        weights.sub_(log2_mass).exp2_()  # kernel_3
-        _hide(weights, sequence.holes(i, j), 0.0)
-        grad_logits = work.product(grad_gathered, v.mT, "grad logits")
-        grad_logits = work.table(grad_logits, "grad logits table").sub_(bias).mul_(weights)
-        grad_logits = work.factor(grad_logits, "grad logits")
-        work.add_product(grad_landmarks, grad_logits, k_factor)
-        sequence.write(grad_key, i, j, work.product(grad_logits.mT, landmarks, "grad key"))
-        weights = work.factor(weights, "weights")
-        grad_v = work.product(weights.mT, grad_gathered, "grad value")
+        # kernel_3, its transpose: a row for every token
+        logits = _logits(sequence.read(key, i, j, work, "key"), landmarks * LOG2_E, work)
+        weights = logits.sub_(log2_mass.mT).exp2_()
+        _hide(weights.mT, sequence.holes(i, j), 0.0)
+        grad_weights = work.product(v, grad_gathered.mT, "grad weights")
+        grad_logits = work.table(grad_weights, "grad logits").sub_(bias).mul_(weights)
+        grad_logits = work.factor(grad_logits, "grad logits factor")
+        work.add_product(grad_landmarks, grad_logits.mT, k)
+        sequence.write(grad_key, i, j, work.product(grad_logits, landmarks_factor, "grad key"))
+        grad_v = work.product(work.factor(weights, "weights"), grad_gathered, "grad value")
         convolved = None if convolution is None else convolution.block(v, i, j)
         sequence.write(grad_value, i, j, grad_v, convolved)
     return grad_landmarks
@@ -134,9 +131,13 @@ def scatter_backward(
 
 
 def _kernel_1(q: Tensor, landmarks: Tensor, work: Workspace) -> Tensor:
-    shape = (*q.shape[:2], landmarks.shape[1])
-    logits = torch.bmm(q, landmarks.mT, out=work("logits", *shape))
-    return torch.softmax(logits, -1, out=work("weights", *shape))
+    logits = _logits(q, landmarks, work)
+    return torch.softmax(logits, -1, out=work("weights", *logits.shape))
+
+
+def _logits(tokens: Tensor, landmarks: Tensor, work: Workspace) -> Tensor:
+    shape = (*tokens.shape[:2], landmarks.shape[1])
+    return torch.bmm(tokens, landmarks.mT, out=work("logits", *shape))
 
 
 def _hide(table: Tensor, hole: Tensor | None, value: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
@@ -23,13 +22,13 @@ class Workspace:
     def __init__(self, like: Tensor, dtype: torch.dtype, block: int) -> None:
         self.like, self.dtype, self.block = like, dtype, block
         self.factor_dtype = torch.bfloat16 if like.dtype == torch.bfloat16 else dtype
-        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.buffers: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        size, dtype = prod(shape), dtype or self.dtype
-        if (name, dtype) not in self.buffers or self.buffers[name, dtype].numel() < size:
-            self.buffers[name, dtype] = self.like.new_empty(size, dtype=dtype)
-        return self.buffers[name, dtype][:size].view(shape)
+        key = (name, shape, dtype)  # the last block of a sequence has a shape of its own
+        if key not in self.buffers:
+            self.buffers[key] = self.like.new_empty(shape, dtype=dtype or self.dtype)
+        return self.buffers[key]
 
     def zeros(self, *shape: int) -> Tensor:
         """Zeros in `dtype`, in memory of their own."""
