@@ -1,5 +1,6 @@
 """Inputs and tolerances that the tests of every backend share."""
 
+import importlib.util
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 import oracle
 
 BACKENDS = ("eager", "blocked")
+if importlib.util.find_spec("triton"):  # under its interpreter, see conftest.py
+    BACKENDS += ("triton",)
 
 # Relative error of an output against the float64 oracle; gradients get three times as much.
 # float32: a few hundred roundings of 6e-8; half precision: inputs and output rounded once, the
@@ -75,6 +78,22 @@ CASES = [
     Case(n=131, m=16, kernel=7, given_landmarks=True),
     Case(n=70, m=24, batch=5, masks="short", given_landmarks=True),
 ]
+
+# Triton's interpreter takes a second or more for each: all of them in float64, these in all dtypes.
+FEW_CASES = [
+    Case(n=64, m=16, kernel=33, dim=7, value_dim=5),
+    Case(n=70, m=32, kernel=7, batch=5, masks="short"),
+    Case(n=70, n_k=50, m=40, dim=20, heads=1, masks="holes"),
+]
+
+
+def combinations():
+    """(backend, dtype, case) of the tests against float64."""
+    for backend in BACKENDS:
+        for dtype in TOLERANCE:
+            few = backend == "triton" and dtype != torch.float64
+            for case in FEW_CASES if few else CASES:
+                yield backend, dtype, case
 
 
 def make_mask(kind, batch, n, m, generator):

@@ -1,7 +1,30 @@
+import importlib.util
+import os
+
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the cases are small: threads would wait for one another
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is defined
+
+
+def _patch_once():
+    """Triton's interpreter patches triton.language at every call in a kernel; here once for all."""
+    from triton.runtime import interpreter
+
+    patch, patched = interpreter._patch_lang, set()
+
+    def patch_module_of(fn):
+        if fn.__module__ not in patched:
+            patched.add(fn.__module__)
+            patch(fn)
+        return interpreter._LangPatchScope()  # empty: nothing is ever restored
+
+    interpreter._patch_lang = patch_module_of
+
+
+if importlib.util.find_spec("triton") and os.environ["TRITON_INTERPRET"] == "1":
+    _patch_once()
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 from cases import (
     BACKENDS,
-    CASES,
     TOLERANCE,
     Case,
     assert_close,
+    combinations,
     from_oracle,
     make_inputs,
     relative_error,
@@ -18,7 +18,7 @@ from nystromer import nystrom_attention
 from nystromer.landmarks import kmeans, sample_tokens, segment_means
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
-cases = pytest.mark.parametrize("case", CASES, ids=str)
+combined = pytest.mark.parametrize(("backend", "dtype", "case"), list(combinations()), ids=str)
 
 
 def leaves(tensors, options):
@@ -42,20 +42,16 @@ def gradients(tensors, options, grad_output, backend):
     return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, inputs, strict=True)]
 
 
-@cases
-@backends
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_nystrom_attention_equals_oracle(case, backend, dtype, poisoned):
+@combined
+def test_nystrom_attention_equals_oracle(backend, dtype, case, poisoned):
     tensors, options = make_inputs(case, dtype)
     output = nystrom_attention(*tensors, **options, backend=backend)
     assert output.dtype == dtype
     assert_close(output, from_oracle(tensors, options), TOLERANCE[dtype])
 
 
-@cases
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@backends
-def test_nystrom_attention_gradients_equal_float64(case, backend, dtype, poisoned):
+@combined
+def test_nystrom_attention_gradients_equal_float64(backend, dtype, case, poisoned):
     tensors, options = make_inputs(case, dtype)
     n, value_dim = tensors[0].shape[2], tensors[2].shape[3]
     grad_output = torch.randn(case.batch, case.heads, n, value_dim, dtype=dtype)
@@ -88,7 +84,7 @@ def test_nystrom_attention_gradients_equal_float64(case, backend, dtype, poisone
     ],
     ids=str,
 )
-@backends
+@pytest.mark.parametrize("backend", ["eager", "blocked"])  # triton equals eager in float64, above
 def test_nystrom_attention_passes_gradcheck(case, backend):
     _, options, inputs = leaves(*make_inputs(case))
 
@@ -292,7 +288,7 @@ def test_nystrom_attention_blocked_agrees_over_many_blocks():
             nystrom_attention(*tensors, **options, backend=b),
             *gradients(tensors, options, grad_output, b),
         ]
-        for b in BACKENDS
+        for b in ("eager", "blocked")
     ]
     for eager, blocked in zip(*results, strict=True):
         assert_close(blocked, eager, 3e-5)
@@ -351,7 +347,6 @@ def test_nystrom_attention_errors():
             "must be floating point on cpu, got torch.int32",
         ),
         ((q, q, q), {"backend": "cuda"}, ValueError, "one of 'auto', 'eager', .* got 'cuda'"),
-        ((q, q, q), {"backend": "triton"}, NotImplementedError, "use backend='blocked'"),
         ((q, q, q), {"is_causal": True}, ValueError, "impossible with Nyström attention"),
     ]
     for args, options, error, message in bad:

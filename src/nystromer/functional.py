@@ -6,7 +6,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from nystromer.backends import blocked, eager
+from nystromer.backends import blocked, eager, triton
 from nystromer.checks import (
     check_conv_weight,
     check_landmarks,
@@ -19,7 +19,7 @@ from nystromer.checks import (
 from nystromer.pinv import Pinv
 from nystromer.precision import autocast_inputs, without_autocast
 
-BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked}
+BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked, "triton": triton}
 
 
 def nystrom_attention(
@@ -73,7 +73,8 @@ def nystrom_attention(
         landmarks: (Q~, K~), each [B, H, M, D], from any scheme (see `nystromer.landmarks`); None
             means segment means. Gradients flow into them.
         backend: "eager" (the equations as written), "blocked" (no N x M table kept, forward or
-            backward) or "auto". An explicit choice never falls back.
+            backward), "triton" (fused kernels, on GPUs) or "auto". An explicit choice never falls
+            back.
         is_causal: Must be False: a segment mean sees the future.
 
     Returns:
@@ -109,12 +110,14 @@ def nystrom_attention(
         )
     if query_mask is None and query.shape[2] == key.shape[2]:
         query_mask = mask
+    if landmarks is not None:
+        num_landmarks = landmarks[0].shape[2]
     with without_autocast(query):
-        return choose_backend(backend, query, key, value).forward(
+        return choose_backend(backend, query, key, value, num_landmarks).forward(
             query,
             key,
             value,
-            num_landmarks=num_landmarks if landmarks is None else landmarks[0].shape[2],
+            num_landmarks=num_landmarks,
             mask=mask,
             query_mask=query_mask,
             scale=query.shape[-1] ** -0.5 if scale is None else scale,
@@ -124,24 +127,25 @@ def nystrom_attention(
         )
 
 
-def choose_backend(name: str, query: Tensor, key: Tensor, value: Tensor) -> ModuleType:
-    """The backend of that name; "auto": the first that supports the case.
+def choose_backend(
+    name: str, query: Tensor, key: Tensor, value: Tensor, num_landmarks: int
+) -> ModuleType:
+    """The backend of that name; "auto": triton on a GPU, else blocked, where they can.
 
     Raises:
         ValueError: If there is no backend of that name.
         NotImplementedError: If the backend named cannot run this case.
     """
+    case = (query, key, value, num_landmarks)
     if name == "auto":
-        return eager if blocked.unsupported(query, key, value) else blocked
-    if name == "triton":
-        raise NotImplementedError(
-            f"backend='triton' is not in this release, got tensors on {query.device}; use "
-            "backend='blocked'."
-        )
+        if query.device.type == "cuda" and triton.unsupported(*case) is None:
+            return triton
+        return eager if blocked.unsupported(*case) else blocked
     if name not in BACKENDS:
         known = ", ".join(map(repr, ("auto", *BACKENDS)))
         raise ValueError(f"`backend` must be one of {known}, got {name!r}.")
-    reason = BACKENDS[name].unsupported(query, key, value)
+    reason = BACKENDS[name].unsupported(*case)
     if reason is not None:
-        raise NotImplementedError(f"backend={name!r} {reason}; use backend='eager'.")
+        instead = "eager" if name == "blocked" else "blocked"
+        raise NotImplementedError(f"backend={name!r} {reason}; use backend={instead!r}.")
     return BACKENDS[name]

@@ -11,7 +11,7 @@ from nystromer.pinv import Pinv
 from nystromer.precision import accumulation_dtype
 
 
-def unsupported(query: Tensor, key: Tensor, value: Tensor) -> str | None:
+def unsupported(query: Tensor, key: Tensor, value: Tensor, num_landmarks: int) -> str | None:
     return None
 
 

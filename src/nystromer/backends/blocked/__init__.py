@@ -14,7 +14,7 @@ from nystromer.backends.blocked.operation import blocked_forward
 from nystromer.pinv import Pinv
 
 
-def unsupported(query: Tensor, key: Tensor, value: Tensor) -> str | None:
+def unsupported(query: Tensor, key: Tensor, value: Tensor, num_landmarks: int) -> str | None:
     return None
 
 
