@@ -46,10 +46,10 @@ def cpu_table() -> str:
 
 def time_cell(row: dict[str, str]) -> str:
     other, ours, ratio = (float(row[name]) for name in ("other_ms", "ours_ms", "ratio"))
-    return f"**{times(ratio)}** ({other:,.0f} / {ours:,.0f} ms)"
+    return f"**{factor(ratio)}** ({other:,.0f} / {ours:,.0f} ms)"
 
 
-def times(ratio: float) -> str:
+def factor(ratio: float) -> str:
     return f"{ratio:.1f}×" if ratio >= 1 else f"{ratio:.2f}×"
 
 
@@ -74,7 +74,7 @@ def marked(row: dict[str, str]) -> str:
 
 
 def memory_ratio(row: dict[str, str]) -> str:
-    return times(float(row["other_mib"]) / float(row["ours_mib"]))
+    return factor(float(row["other_mib"]) / float(row["ours_mib"]))
 
 
 def everyone_notes_table() -> str:
@@ -93,26 +93,28 @@ def everyone_notes_table() -> str:
 
 def everyone_short_table() -> str:
     """Everyone at N = 16,384, M = 64, float32."""
-    chosen = {
-        (row["against"], row["direction"]): row
-        for row in rows("everyone")
-        if (row["n"], row["num_landmarks"], row["dtype"]) == ("16384", "64", "float32")
-    }
+    chosen: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows("everyone"):
+        if (row["n"], row["num_landmarks"], row["dtype"]) == ("16384", "64", "float32"):
+            chosen.setdefault(row["against"], {})[row["direction"]] = row
     lines = []
-    for name, (computes, _) in OTHERS.items():
-        found = [chosen[name, direction] for direction in DIRECTIONS if (name, direction) in chosen]
-        cells = [marked(row) or time_cell(row) for row in found]
-        memories = [marked(row) or memory_ratio(row) for row in found]
-        lines.append([name, computes, *cells, " / ".join(memories), error(found[0])])
+    for name in filter(chosen.__contains__, OTHERS):
+        found = [chosen[name].get(direction) for direction in DIRECTIONS]
+        times, memories = (
+            [marked(row) or cell(row) if row else "–" for row in found]
+            for cell in (time_cell, memory_ratio)
+        )
+        error = error_cell(next(row for row in found if row))
+        lines.append([name, OTHERS[name][0], *times, " / ".join(memories), error])
     header = ["against", "computes", *DIRECTIONS, "memory", "its error (ours) to exact attention"]
     return markdown(header, lines)
 
 
-def error(row: dict[str, str]) -> str:
+def error_cell(row: dict[str, str]) -> str:
     if not row["other_error"]:
         return "as ours" if OTHERS[row["against"]][0] == SAME else "not comparable"
     theirs = row["other_error"] if OTHERS[row["against"]][0] == ESTIMATE else "0"
-    return f"{float(theirs):.2g} ({float(row['ours_error']):.2g})"
+    return f"{float(theirs):.2f} ({float(row['ours_error']):.2f})"
 
 
 def everyone_panels() -> list[Panel]:
@@ -149,7 +151,7 @@ def table1_table() -> str:
                 ratios = [float(row[f"{other}_ratio"]) for other in ("naive", "sdpa")]
             else:
                 ratios = [float(row[f"{other}_mib"]) / mine for other in ("naive", "sdpa")]
-            saving = [times(ratio) for ratio in (exact[i] / paper[i], *ratios)]
+            saving = [factor(ratio) for ratio in (exact[i] / paper[i], *ratios)]
             lines[-1] += [f"{mine:,.0f} {unit}", *saving]
     per = ["paper", "against naive", "against SDPA"]
     return markdown(["N", "M", "time", *per, "memory", *per], lines)
@@ -209,7 +211,7 @@ def with_exponents(panel: Panel) -> Panel:
 TABLES = {
     "cpu": cpu_table,
     "differences": differences_table,
-    "everyone": partial(everyone_table, lambda row: times(float(row["ratio"]))),
+    "everyone": partial(everyone_table, lambda row: factor(float(row["ratio"]))),
     "everyone-memory": partial(everyone_table, memory_ratio),
     "everyone-notes": everyone_notes_table,
     "everyone-short": everyone_short_table,

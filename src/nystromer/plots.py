@@ -200,6 +200,7 @@ def lengths_figure(panels: Sequence[Panel], share_y: bool = False) -> Figure:
         for colour, points in panel.lines.values():
             axes.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=2, clip_on=False)
         axes.set(xscale="log", yscale="log")
+        axes.margins(y=0.08)  # room for a name
         _plain_ticks(axes, sorted({n for _, points in panel.lines.values() for n, _ in points}))
         _label(axes, panel.title, "tokens N", panel.unit)
         _grid(axes)
@@ -233,7 +234,7 @@ def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 def _name_lines(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Names lines, (x, y, name, colour), at their right end.
 
-    Where others go on: above the end of the highest line, below that of any other.
+    Where others go on: above the end of the highest line, under that of any other.
     """
     low, high = np.log(axes.get_ylim())
     height = 0.8 * figure.get_figheight() * 72  # of the axes, about, in points
@@ -241,8 +242,9 @@ def _name_lines(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, s
     free = -np.inf  # names at the right edge stand 14 points apart, from below
     for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
         here = (np.log(y) - low) / (high - low) * height
-        above = y >= max(np.interp(x, *np.array(line.get_data(), float)) for line in axes.lines)
-        offset, ha, va = (0.0, 9.0 if above else -9.0), "center", "bottom" if above else "top"
+        highest = max(np.interp(x, *np.array(line.get_data(), float)) for line in axes.lines)
+        above = y >= highest
+        offset, ha, va = ((0.0, 9.0), "center", "bottom") if above else ((6.0, -6.0), "left", "top")
         if x == last:
             free = max(here, free + 14)
             offset, ha, va = (9.0, free - here), "left", "center"
