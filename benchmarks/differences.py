@@ -152,16 +152,19 @@ def layer_config(num_landmarks: int, seq_len: int) -> NystromformerConfig:
 
 
 def torch_convolution():
-    """The gradient of the taps of a depthwise convolution over 1,000 tokens, float32 on a CPU."""
-    v, grad = (torch.randn(1, 8, 1000, 64, dtype=torch.float64) for _ in range(2))
-    for kernel in (33, 65):
+    """The gradient of the taps of a depthwise convolution, float32 on a CPU."""
+    for n, kernel in ((1000, 33), (4096, 33), (1000, 65)):
+        v, grad = (torch.randn(1, 8, n, 64, dtype=torch.float64) for _ in range(2))
         taps = torch.randn(8, kernel, dtype=torch.float64)
         gradients = []
         for dtype in (torch.float64, torch.float32):
             w = taps.to(dtype).requires_grad_()
             out = F.conv2d(v.to(dtype), w[:, None, :, None], padding=(kernel // 2, 0), groups=8)
             gradients.append(torch.autograd.grad(out, w, grad.to(dtype))[0])
-        yield f"conv2d, K = {kernel}: error of the taps' gradient", change(*reversed(gradients))
+        yield (
+            f"conv2d, N = {n:,}, K = {kernel}: error of the taps' gradient",
+            change(*reversed(gradients)),
+        )
         x = v.float()
         w = taps.float().requires_grad_()
         out = nystrom_attention(x, x, x, conv_weight=w, backend="blocked")

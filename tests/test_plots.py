@@ -105,6 +105,19 @@ def test_scaling_figure_keeps_names_apart():
     assert (low, high) == (0, pytest.approx(14))
 
 
+def test_lengths_figure_names_short_lines_above_the_highest_and_under_others():
+    lines = {
+        "high": ("red", [(1, 5.0), (2, 9.0)]),
+        "low": ("blue", [(1, 1.0), (2, 2.0)]),
+        "long": ("black", [(1, 3.0), (2, 4.0), (4, 6.0)]),
+    }
+    figure = plots.lengths_figure([plots.Panel("", "", lines)] * 2, share_y=True)
+    offsets = {text.get_text(): text.xyann[1] for text in drawn(figure).axes[0].texts}
+    assert offsets["low"] < 0 < offsets["high"]
+    left, right = figure.axes
+    assert left.get_ylim() == right.get_ylim()
+
+
 def test_scaling_figure_of_nothing_is_empty():
     time_axes, _ = drawn(plots.scaling_figure([Row(Case("exact", 9), note="stopped")])).axes
     assert lines(time_axes) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -30,6 +30,14 @@ METHODS = {  # its name in a figure, its colour
     "module": ("our layer", GREEN),
     "nystrom-attention": ("nystrom-attention layer", RED),
 }
+
+
+class Panel(NamedTuple):
+    """Lines over N: {name: (colour, [(N, y), ...])}."""
+
+    title: str
+    unit: str
+    lines: dict[str, tuple[str, list[tuple[int, float]]]]
 
 
 class MeasuredCase(Protocol):
@@ -170,28 +178,37 @@ def spectrum_figure(spectrum: Spectrum, num_landmarks: int | None = None) -> Fig
 
 def scaling_figure(rows: Sequence[MeasuredRow]) -> Figure:
     """Time and peak memory against N, a line a method; rows without a number are left out."""
-    figure = Figure(figsize=(12.5, 4.8), dpi=150, layout="constrained")
-    time_axes, memory_axes = figure.subplots(1, 2)
+    return lengths_figure(scaling_panels(rows))
+
+
+def scaling_panels(rows: Sequence[MeasuredRow]) -> list[Panel]:
     work = "forward and backward" if any(row.case.backward for row in rows) else "forward"
-    seconds = [(row.case.method, row.case.n, row.seconds) for row in rows if row.seconds]
-    mebibytes = [
-        (row.case.method, row.case.n, row.peak_bytes / 2**20) for row in rows if row.peak_bytes
-    ]
-    for axes, points, title, unit in (
-        (time_axes, seconds, f"Time, {work}", "seconds"),
-        (memory_axes, mebibytes, f"Memory on top of the inputs, {work}", "MiB"),
-    ):
-        ends = []
-        for method in dict.fromkeys(method for method, _, _ in points):
-            name, colour = METHODS[method]
-            xs, ys = zip(*[(n, y) for of, n, y in points if of == method], strict=True)
-            axes.plot(xs, ys, "o-", color=colour, linewidth=2, clip_on=False)
-            ends.append((xs[-1], ys[-1], name, colour))
+    time = Panel(f"Time, {work}", "seconds", {})
+    memory = Panel(f"Memory on top of the inputs, {work}", "MiB", {})
+    for row in rows:
+        name, colour = METHODS[row.case.method]
+        for panel, y in (time, row.seconds), (memory, (row.peak_bytes or 0) / 2**20):
+            if y:
+                panel.lines.setdefault(name, (colour, []))[1].append((row.case.n, y))
+    return [time, memory]
+
+
+def lengths_figure(panels: Sequence[Panel], share_y: bool = False) -> Figure:
+    """What grows with N, a panel a quantity, on logarithmic axes; lines are named at their end."""
+    figure = Figure(figsize=(12.5, 4.8), dpi=150, layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), sharey=share_y), panels, strict=True):
+        for colour, points in panel.lines.values():
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=2, clip_on=False)
         axes.set(xscale="log", yscale="log")
-        _plain_ticks(axes, sorted({row.case.n for row in rows}))
-        _name_lines(figure, axes, ends)
-        _label(axes, title, "tokens N", unit)
+        axes.margins(y=0.08)  # room for a name
+        _plain_ticks(axes, sorted({n for _, points in panel.lines.values() for n, _ in points}))
+        _label(axes, panel.title, "tokens N", panel.unit)
         _grid(axes)
+        if share_y:
+            axes.label_outer()
+    for axes, panel in zip(figure.axes, panels, strict=True):  # once all limits are known
+        ends = [(*points[-1], name, colour) for name, (colour, points) in panel.lines.items()]
+        _name_lines(figure, axes, ends)
     return figure
 
 
@@ -215,15 +232,19 @@ def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 
 
 def _name_lines(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names lines, (x, y, name, colour), at their right end; above or below it if others go on."""
+    """Names lines, (x, y, name, colour), at their right end.
+
+    Where others go on: above the end of the highest line, under that of any other.
+    """
     low, high = np.log(axes.get_ylim())
     height = 0.8 * figure.get_figheight() * 72  # of the axes, about, in points
     last = max((x for x, *_ in ends), default=0)
     free = -np.inf  # names at the right edge stand 14 points apart, from below
     for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
         here = (np.log(y) - low) / (high - low) * height
-        above = here > height / 2
-        offset, ha, va = (0.0, 9.0 if above else -9.0), "center", "bottom" if above else "top"
+        highest = max(np.interp(x, *np.array(line.get_data(), float)) for line in axes.lines)
+        above = y >= highest
+        offset, ha, va = ((0.0, 9.0), "center", "bottom") if above else ((6.0, -6.0), "left", "top")
         if x == last:
             free = max(here, free + 14)
             offset, ha, va = (9.0, free - here), "left", "center"
@@ -241,7 +262,7 @@ def _name_lines(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, s
 
 def _plain_ticks(axes: Axes, ticks: Sequence[int]) -> None:
     """Lengths as people write them, 65,536, and at most six of them."""
-    axes.xaxis.set_major_locator(FixedLocator(ticks[:: -len(ticks) // 6]))
+    axes.xaxis.set_major_locator(FixedLocator(ticks[:: -len(ticks) // 6 or 1]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))

@@ -51,8 +51,8 @@ def forward(
 def convolution(value: Tensor, taps: Tensor) -> Tensor:
     """sum_t taps[h, t] · value[b, h, i + t - K // 2], [B, H, N, Dv]; taps: [H, K], odd K.
 
-    Not torch's conv2d, whose gradient of the taps was wrong by 5 to 30 % on a CPU for K of 41 and
-    more (float32, torch 2.13, oneDNN; see docs/log.md).
+    Not torch's conv2d, whose gradient of the taps was wrong by 1 to 30 % on a CPU at some lengths,
+    for K = 33 too (float32, torch 2.13, oneDNN; see docs/log.md).
     """
     n, kernel = value.shape[2], taps.shape[1]
     padded = F.pad(value, (0, 0, kernel // 2, kernel // 2))

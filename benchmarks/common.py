@@ -1,0 +1,106 @@
+"""What these scripts share: rows that are kept, processes of their own, runs in turn."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+RESULTS = Path(__file__).parent / "results"
+MACHINE = {
+    "torch": torch.__version__,
+    "cpu": platform.processor() or platform.machine(),
+    "threads": torch.get_num_threads(),
+}
+PROCESSES = multiprocessing.get_context("forkserver")
+IMPORTED_ONCE = ["nystromer.bench.worker", "torch._dynamo", "rich.progress"]
+PROCESSES.set_forkserver_preload(IMPORTED_ONCE)
+
+
+def options(description: str, output: Path) -> argparse.ArgumentParser:
+    """--quick and --output."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--output", type=Path, default=output, help=f"default: {output.name}")
+    return parser
+
+
+def complete(
+    path: Path, cases: Sequence[Any], measure: Callable[[Any], dict[str, Any]], fresh: bool = False
+) -> list[dict[str, str]]:
+    """The rows of the file, once it has one for each of the cases, written after every case.
+
+    Args:
+        cases: Dataclasses of one kind: their fields are the first columns.
+        measure: The other columns of a case.
+        fresh: Whether cases that the file has are measured again.
+    """
+    names = [field.name for field in fields(cases[0])]
+    rows = {tuple(row[name] for name in names): row for row in read(path)}
+    todo = [case for case in cases if fresh or _key(case) not in rows]
+    for case in track(todo, "measuring", console=Console(stderr=True)):
+        row = {**asdict(case), **measure(case), **MACHINE}
+        rows[_key(case)] = {name: _text(value) for name, value in row.items()}
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, row)
+            writer.writeheader()
+            writer.writerows(rows.values())
+    return list(rows.values())
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
+    """function(*arguments) in a process of its own; what it raises is raised here."""
+    with ProcessPoolExecutor(1, PROCESSES) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def in_turn(
+    calls: Sequence[Callable[[], object]], repeats: int, time_limit: float
+) -> list[list[float]]:
+    """Seconds of every call, a list a round; no round starts once `time_limit` is over."""
+    rounds: list[list[float]] = []
+    while len(rounds) < repeats and sum(map(sum, rounds)) < time_limit:
+        rounds.append([])
+        for call in calls:
+            start = time.perf_counter()
+            call()
+            rounds[-1].append(time.perf_counter() - start)
+    return rounds
+
+
+def median_ms(rounds: list[list[float]], i: int) -> float:
+    return 1e3 * statistics.median(times[i] for times in rounds)
+
+
+def median_ratio(rounds: list[list[float]], i: int, j: int) -> float:
+    """Of call i to call j of the same round."""
+    return statistics.median(times[i] / times[j] for times in rounds)
+
+
+def _key(case: Any) -> tuple[str, ...]:
+    return tuple(_text(value) for value in asdict(case).values())
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,82 @@
+"""Every script from its command line, at tiny sizes."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import everyone
+import growth
+from everyone import OTHERS
+from nystromer.bench import Case, Row, read_csv
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script, output):
+    command = [sys.executable, SCRIPTS / f"{script}.py", "--quick", "--output", output]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    with output.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_everyone_measures_everyone(tmp_path):
+    rows = run("everyone", tmp_path / "everyone.csv")
+    assert len(rows) == 2 * len(OTHERS)
+    for row in rows:
+        assert row["version"]
+        if "disagrees" in row["note"]:  # torch's convolution does, on some CPUs
+            assert float(row["other_off"]) > 1e-2
+            assert not row["ratio"]
+        elif row["dtype"] == "bfloat16" and row["against"] in ("nystrom-attention", "transformers"):
+            assert row["note"].startswith("fails: RuntimeError: expected scalar type Float")
+        else:
+            assert row["note"] == ""
+            assert float(row["ratio"]) > 0
+            assert float(row["other_mib"]) >= 0
+            assert float(row["ours_off"]) < 6e-2
+    errors = {row["against"]: row["other_error"] for row in rows if row["dtype"] == "float32"}
+    assert float(errors["exact"]) < 1e-5 < float(errors["performer"])
+    assert errors["linformer"] == errors["plain PyTorch"] == ""
+
+
+def test_everyone_keeps_the_rows_of_others(tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def measure(case):
+        measured.append(case.against)
+        return {"ratio": len(measured), "other_ms": 1.0, "ours_ms": 1.0, "note": ""}
+
+    monkeypatch.setattr(everyone, "measure", measure)
+    output = str(tmp_path / "everyone.csv")
+    for options in (["--only", "linformer"], [], ["--only", "exact", "--fresh"]):
+        monkeypatch.setattr("sys.argv", ["", "--quick", "--output", output, *options])
+        everyone.main()
+    others = [name for name in OTHERS if name != "linformer"]
+    assert measured == ["linformer"] * 2 + others * 2 + ["exact"] * 2
+    assert capsys.readouterr().out.splitlines()[-1].endswith("x (1 / 1 ms)")
+
+
+def test_table1_runs(tmp_path):
+    (row,) = run("table1", tmp_path / "table1.csv")
+    assert (row["n"], row["num_landmarks"]) == ("256", "32")
+    assert float(row["naive_mib"]) > float(row["sdpa_mib"])
+    assert float(row["naive_ratio"]) > 0
+
+
+def test_growth_writes_both_directions(tmp_path, monkeypatch):
+    def sweep(ns, methods, *, backward, on_row):
+        rows = [Row(Case(method, n, backward=backward), 0.1, 1) for n in ns for method in methods]
+        for row in rows:
+            on_row(row)
+        return rows
+
+    monkeypatch.setattr("nystromer.bench.sweep", sweep)
+    monkeypatch.setattr("sys.argv", ["", "--output", str(tmp_path / "growth.csv")])
+    growth.main()
+    cases = [row.case for row in read_csv(tmp_path / "growth.csv")]
+    assert {(case.method, case.backward) for case in cases} == {
+        (method, backward) for method in growth.METHODS for backward in (False, True)
+    }
+    assert max(case.n for case in cases) == 262_144
+    assert len(set(cases)) == 60
