@@ -200,6 +200,8 @@ def hf_speed_table() -> str:
         for r in rows("hf_speed")
     ]
     return markdown(["tokens", "exact", "Nyström, M = 64", "faster"], lines)
+
+
 def growth_panels(backward: bool = False) -> list[Panel]:
     measured = read_csv(common.RESULTS / "growth.csv")
     return plots.scaling_panels([r for r in measured if r.case.backward == backward])
