@@ -2,8 +2,9 @@
 
     python benchmarks/cpu.py [--repeats 5] [--only nystrom-attention]
 
-Every case is first checked against the equations in float64; then ours and the other run in turn,
-and the median of the paired ratios is reported. Writes benchmarks/results/cpu.csv, unless --only.
+Every case is first checked against the equations in float64, gradients too; then ours and the other
+run in turn, and the median of the paired ratios is reported. Writes benchmarks/results/cpu.csv,
+unless --only.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Result:
     other_ms: float
     ours_ms: float
     ratio: float  # median of paired ratios other / ours
-    error: float  # ours against float64
+    error: float  # ours against float64: output, or a third of the worst gradient's
     torch: str
     cpu: str
     threads: int
@@ -73,21 +74,31 @@ def operation_case(n: int, m: int, dtype: torch.dtype, backward: bool, against: 
             return torch.no_grad()(call)
         return lambda: torch.autograd.grad(call(), (q, k, v, taps), grad, allow_unused=True)
 
+    own_taps = None if against == "exact" else taps
+
     def ours() -> Tensor:
-        weight = None if against == "exact" else taps
-        return nystrom_attention(q, k, v, num_landmarks=m, conv_weight=weight)
+        return nystrom_attention(q, k, v, num_landmarks=m, conv_weight=own_taps)
 
     def other() -> Tensor:
         if against == "exact":
             return F.scaled_dot_product_attention(q, k, v)
         return plain(q, k, v, m, taps)
 
-    with torch.no_grad():
-        weight = None if against == "exact" else taps.double()
-        double = [x.double() for x in (q, k, v)]
-        expected = nystrom_attention(*double, num_landmarks=m, conv_weight=weight, backend="eager")
-        error = float((ours().double() - expected).norm() / expected.norm())
-    return run(other), run(ours), error
+    inputs = [x for x in (q, k, v, own_taps) if x is not None]
+    return run(other), run(ours), error_of(ours(), inputs, grad, m)
+
+
+def error_of(output: Tensor, inputs: list[Tensor], grad: Tensor, m: int) -> float:
+    """Of the output and a third of the gradients' (as the tests allow), against float64."""
+    double = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
+    options = {"num_landmarks": m, "conv_weight": (double[3:] or [None])[0], "backend": "eager"}
+    expected = nystrom_attention(*double[:3], **options)
+    pairs = [(output, expected, 1.0)]
+    if output.requires_grad:
+        grads = torch.autograd.grad(output, inputs, grad)
+        exact = torch.autograd.grad(expected, double, grad.double())
+        pairs += [(a, b, 3.0) for a, b in zip(grads, exact, strict=True)]
+    return max(float((a.double() - b).norm() / b.norm()) / allowed for a, b, allowed in pairs)
 
 
 def layer_case(n: int):
