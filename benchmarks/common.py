@@ -25,7 +25,7 @@ MACHINE = {
     "threads": torch.get_num_threads(),
 }
 PROCESSES = multiprocessing.get_context("forkserver")
-IMPORTED_ONCE = ["nystromer.bench.worker", "torch._dynamo", "rich.progress"]
+IMPORTED_ONCE = ["nystromer.bench.worker", "rich.progress"]
 PROCESSES.set_forkserver_preload(IMPORTED_ONCE)
 
 

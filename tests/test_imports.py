@@ -29,6 +29,20 @@ def test_import_nystromer_loads_torch_and_nothing_else_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_call_and_its_backward_do_not_import_the_compiler():
+    """torch._dynamo takes a second or two, which a script that compiles nothing should not pay."""
+    program = (
+        "import sys, torch; from nystromer import nystrom_attention\n"
+        "q = torch.randn(1, 2, 50, 8, requires_grad=True)\n"
+        "nystrom_attention(q, q, q, num_landmarks=8).sum().backward()\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
 def test_hf_names_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "nystromer.hf", raising=False)

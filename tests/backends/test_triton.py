@@ -175,12 +175,13 @@ def test_triton_says_what_it_cannot_run(monkeypatch):
     assert "needs the package triton, which is not installed" in reason()
 
 
-def test_auto_is_triton_on_gpus_alone():
+def test_triton_is_chosen_by_name_alone():
+    """Until it has run on a GPU."""
     q = torch.randn(1, 1, 30, 8)
     assert choose_backend("auto", q, q, q, 8) is blocked
     q = SimpleNamespace(device=torch.device("cuda"), dtype=q.dtype, shape=q.shape)
-    assert choose_backend("auto", q, q, q, 8) is backend
-    assert choose_backend("auto", q, q, q, 300) is blocked
+    assert choose_backend("auto", q, q, q, 8) is blocked
+    assert choose_backend("triton", q, q, q, 8) is backend
 
 
 @pytest.mark.parametrize("case", ["128,64,33,float16", "64,256,0,float32"])

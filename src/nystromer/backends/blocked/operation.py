@@ -18,6 +18,7 @@ from nystromer.backends.blocked.pairs import Pair, make_pairs, nystrom_index
 from nystromer.backends.blocked.sequences import Workspace
 from nystromer.pinv import NORM_DIMS, Pinv, ridge_pinv, ridge_pinv_backward
 from nystromer.precision import accumulation_dtype
+from nystromer.registration import operation
 
 ROWS_A_THREAD = 2048  # tokens times heads of a block: half a megabyte a table stays in cache
 ROWS_ELSEWHERE = 1 << 18
@@ -37,7 +38,7 @@ class Small(NamedTuple):
         return Small(*(x[b, :, : pair.width] for x in self))
 
 
-@torch.library.custom_op("nystromer::blocked_forward", mutates_args=())
+@operation("blocked_forward")
 def blocked_forward(
     query: Tensor,
     key: Tensor,
@@ -139,14 +140,14 @@ def _solve(small: Small, chosen: list[int] | slice | None, scale: float, pinv: P
         small.context[chosen] = apply_inverse(kernel_2, norm, gathered, pinv.iterations)
 
 
-@blocked_forward.register_fake
+@torch.library.register_fake("nystromer::blocked_forward")
 def _(query, key, value, *rest):  # type: ignore[no-untyped-def]
     num_landmarks = rest[5]
     output, small = _results(query, value, num_landmarks)
     return output, *small
 
 
-@torch.library.custom_op("nystromer::blocked_backward", mutates_args=())
+@operation("blocked_backward")
 def blocked_backward(
     grad_output: Tensor,
     query: Tensor,
@@ -290,7 +291,7 @@ def _solve_backward(
     grad.k_tilde[chosen] += scale * grad_logits.mT @ q
 
 
-@blocked_backward.register_fake
+@torch.library.register_fake("nystromer::blocked_backward")
 def _(grad_output, query, key, value, mask, query_mask, conv_weight, q_tilde, *rest):  # type: ignore[no-untyped-def]
     return _gradients(query, key, value, conv_weight, q_tilde)
 
@@ -318,8 +319,10 @@ def _second_backward(ctx, *unused):  # type: ignore[no-untyped-def]
     )
 
 
-blocked_forward.register_autograd(_backward, setup_context=_setup_context)
-blocked_backward.register_autograd(_second_backward)
+torch.library.register_autograd(
+    "nystromer::blocked_forward", _backward, setup_context=_setup_context
+)
+torch.library.register_autograd("nystromer::blocked_backward", _second_backward)
 
 
 def _workspace(query: Tensor) -> Workspace:

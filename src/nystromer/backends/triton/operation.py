@@ -15,6 +15,7 @@ from nystromer.backends.triton.inverse import invert, invert_backward
 from nystromer.backends.triton.scatter import scatter
 from nystromer.pinv import Pinv
 from nystromer.precision import accumulation_dtype
+from nystromer.registration import operation
 
 
 class Small(NamedTuple):
@@ -29,7 +30,7 @@ class Small(NamedTuple):
     mass: Tensor  # its row sums of exp(logit - top)  [B, H, M]
 
 
-@torch.library.custom_op("nystromer::triton_forward", mutates_args=())
+@operation("triton_forward")
 def triton_forward(
     query: Tensor,
     key: Tensor,
@@ -63,14 +64,14 @@ def triton_forward(
     return output, q_tilde, k_tilde, gathered, inverse, context, top, mass
 
 
-@triton_forward.register_fake
+@torch.library.register_fake("nystromer::triton_forward")
 def _(query, key, value, *rest):
     num_landmarks = rest[5]
     output, small = _results(query, value, num_landmarks)
     return output, *small
 
 
-@torch.library.custom_op("nystromer::triton_backward", mutates_args=())
+@operation("triton_backward")
 def triton_backward(
     grad_output: Tensor,
     query: Tensor,
@@ -135,7 +136,7 @@ def triton_backward(
     return grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde
 
 
-@triton_backward.register_fake
+@torch.library.register_fake("nystromer::triton_backward")
 def _(grad_output, query, key, value, mask, query_mask, conv_weight, q_tilde, *rest):
     return _gradients(query, key, value, conv_weight, q_tilde)
 
@@ -163,8 +164,10 @@ def _second_backward(ctx, *unused):
     )
 
 
-triton_forward.register_autograd(_backward, setup_context=_setup_context)
-triton_backward.register_autograd(_second_backward)
+torch.library.register_autograd(
+    "nystromer::triton_forward", _backward, setup_context=_setup_context
+)
+torch.library.register_autograd("nystromer::triton_backward", _second_backward)
 
 
 def _on(x: Tensor) -> AbstractContextManager[object]:
