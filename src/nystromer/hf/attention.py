@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from nystromer.hf.plan import LayerChoice
 from nystromer.landmarks import kmeans
 
 NAME = "nystrom"
+KMEANS_STEPS = 3  # ten cost three times as much and are no better (docs/log.md)
 CHOICE, CONV = "nystrom_choice", "nystrom_conv"  # attributes of a converted attention module
 
 
@@ -90,12 +92,16 @@ def attend(
     conv_weight: Tensor | None = None,
 ) -> Tensor:
     """[B, H, N, Dv]: Nyström attention for the sequences of at least `choice.exact_below` real
-    tokens, exact attention for the others. The rule is per sequence: batching changes nothing."""
+    tokens, exact attention for the others. The rule is per sequence: batching changes nothing.
+    `choice.exact_heads` are exact everywhere."""
+    if choice.exact_heads:
+        return _attend_by_head(choice, query, key, value, mask, scaling, conv_weight)
 
     def nystrom(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         landmarks = None
         if choice.landmarks == "kmeans":
-            centres = kmeans(torch.cat([q, k], -1), choice.num_landmarks, mask)[0]
+            tokens = torch.cat([q, k], -1)
+            centres = kmeans(tokens, choice.num_landmarks, mask, iterations=KMEANS_STEPS)[0]
             landmarks = centres[..., : q.shape[3]], centres[..., q.shape[3] :]
         return nystrom_attention(
             q,
@@ -128,6 +134,31 @@ def attend(
     q, k, v = (x[rows][:, :, used] for x in (query, key, value))
     part = exact(q, k, v, mask[rows][:, used])
     return output.index_copy(0, rows, output[rows].index_copy(2, used, part))
+
+
+def _attend_by_head(
+    choice: LayerChoice,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    conv_weight: Tensor | None,
+) -> Tensor:
+    exact = list(choice.exact_heads)
+    others = [h for h in range(query.shape[1]) if h not in exact]
+    near = replace(choice, exact_heads=())
+    hidden = None if mask is None else mask[:, None, None]
+    q, k, v = (x[:, exact] for x in (query, key, value))
+    parts = [F.scaled_dot_product_attention(q, k, v, hidden, scale=scaling)]
+    if mask is not None:  # rows of padding are zero, as Nyström attention's
+        parts = [parts[0].masked_fill(~mask[:, None, :, None], 0.0)]
+    if others:
+        q, k, v = (x[:, others] for x in (query, key, value))
+        taps = None if conv_weight is None else conv_weight[others]
+        parts.append(attend(near, q, k, v, mask, scaling, taps))
+    order = torch.tensor(exact + others, device=query.device).argsort()
+    return torch.cat(parts, 1)[:, order]
 
 
 def refusal(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -102,9 +103,11 @@ def nystromize(
         for c in choices
     ]
     _own_config(model)
-    model.config.nystrom = Plan(model.config.model_type, tuple(choices)).to_dict()
+    kept = tuple(replace(choice, conv_taps=None) for choice in choices)  # they become weights
+    model.config.nystrom = Plan(model.config.model_type, kept).to_dict()
     model.set_attn_implementation(NAME)
     attach(model)
+    _set_taps(model, choices)
     _say(model, choices)
     return model
 
@@ -143,6 +146,15 @@ def attach(model: PreTrainedModel) -> bool:
                 CONV, nn.Parameter(like.new_zeros(choice.num_heads or 1, kernel))
             )
     return True
+
+
+def _set_taps(model: PreTrainedModel, choices: Sequence[LayerChoice]) -> None:
+    modules = {base_name(model, name): module for name, module in model.named_modules()}
+    for choice in choices:
+        if choice.conv_taps is not None:
+            parameter = getattr(modules[choice.name], CONV)
+            with torch.no_grad():
+                parameter.copy_(torch.tensor(choice.conv_taps))
 
 
 def _without_dropout(module: nn.Module) -> None:
