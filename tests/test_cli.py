@@ -5,9 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from nystromer import bench, cli
+from nystromer import bench, cli, hf
 from nystromer.bench import Row, read_csv
 from nystromer.cli import commands
+from nystromer.hf import NystromformerConfig, NystromformerForMaskedLM
+
+SMALL = {
+    "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 48, "max_position_embeddings": 64, "num_landmarks": 8,
+}  # fmt: skip
 
 
 def run(monkeypatch, *words):
@@ -137,3 +143,25 @@ class Missing:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == self.package:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_convert_writes_a_folder_that_transformers_reads(monkeypatch, capsys, tmp_path):
+    model = NystromformerForMaskedLM(NystromformerConfig(**SMALL))
+    loads = []
+    monkeypatch.setattr(
+        hf, "load_original", lambda *x, **options: loads.append((x, options)) or model
+    )
+    words = ("convert", "cp.model", "--output", tmp_path, "--num-landmarks", 8, "--num-heads", 2)
+    assert run(monkeypatch, *words) == 0
+    assert f"Written: {tmp_path}" in capsys.readouterr().out
+    assert loads == [((Path("cp.model"),), {"num_landmarks": 8, "num_heads": 2})]
+    assert NystromformerForMaskedLM.from_pretrained(tmp_path).config.num_landmarks == 8
+
+
+def test_convert_refuses_what_is_no_checkpoint(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("hello")
+    assert run(monkeypatch, "convert", path, "--output", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r".*notes.txt cannot be read as a checkpoint of tensors.*\n", error)
+    assert not (tmp_path / "out").exists()

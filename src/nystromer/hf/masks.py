@@ -36,7 +36,8 @@ def key_mask(mask: Tensor | None, batch: int) -> Tensor | None:
 
     Args:
         mask: [B, N] bool or integer; or [B or 1, 1, 1 or Nq, N], the same for every query: bool, or
-            additive (0 at real tokens, -10,000 or less at padding).
+            additive (0 at real tokens, -10,000 or less at padding). One for every head is a bias,
+            be it zero today: BEiT's is before its training.
         batch: B.
 
     Raises:
@@ -52,10 +53,9 @@ def key_mask(mask: Tensor | None, batch: int) -> Tensor | None:
             "tokens, or [B, 1, 1, N] as bool or additive"
         )
     if mask.is_floating_point():
-        if not ((mask == 0) | (mask <= -1e4)).all():
+        if mask.shape[1] != 1 or not ((mask == 0) | (mask <= -1e4)).all():
             raise UnusableMaskError("the mask carries a bias, which landmarks cannot follow")
         mask = mask == 0
-    first = mask[:, :1, :1]
-    if mask.shape[1:3] != (1, 1) and not (mask == first).all():
+    if not (mask == mask[:, :1, :1]).all():
         raise UnusableMaskError("the mask differs between queries (causal, sliding or packed)")
-    return first[:, 0, 0].expand(batch, -1)
+    return mask[:, 0, 0].expand(batch, -1)

@@ -1,0 +1,224 @@
+"""The Nyströmformer models of transformers with this package's attention: the import is swapped,
+names of parameters and config fields stay.
+
+Nothing is copied: transformers builds its model, then the classes in `OURS` take the place of its.
+"""
+
+# No `from __future__ import annotations` here: the config checks its fields against annotations.
+import functools
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+from transformers.models.albert.modeling_albert import AlbertForPreTrainingOutput
+from transformers.models.nystromformer import configuration_nystromformer as theirs_config
+from transformers.models.nystromformer import modeling_nystromformer as theirs
+
+from nystromer.checks import check_positive
+from nystromer.functional import nystrom_attention
+from nystromer.hf.attention import NAME
+from nystromer.hf.masks import key_mask
+from nystromer.rows import nystrom_attention_rows
+
+
+@strict
+class NystromformerConfig(theirs_config.NystromformerConfig):
+    """transformers' NystromformerConfig and one field more.
+
+    Args:
+        exact_attention: Softmax attention over all pairs, plus the convolution: what transformers
+            computes where num_landmarks equals segment_means_seq_len, as it does in the published
+            configs. Otherwise sequences of more than num_landmarks tokens get Nyström attention.
+        conv_kernel_size: Odd, or None for no convolution.
+        inv_coeff_init_option: True starts the inverse from each head's own norms, False (the
+            published weights) from the largest over a sequence's heads.
+        segment_means_seq_len, attention_probs_dropout_prob: Kept for transformers and not used:
+            any length is fine, and no implementation ever applied this dropout.
+    """
+
+    conv_kernel_size: int | None = 65  # type: ignore[assignment]  # None is refused by theirs
+    exact_attention: bool = False
+
+    def validate_architecture(self) -> None:
+        super().validate_architecture()
+        check_positive("num_landmarks", self.num_landmarks)
+        if self.conv_kernel_size is not None:
+            check_positive("conv_kernel_size", self.conv_kernel_size)
+            if self.conv_kernel_size % 2 == 0:
+                raise ValueError(
+                    f"`conv_kernel_size` must be odd, got {self.conv_kernel_size}; an odd kernel "
+                    "stays centred on its token."
+                )
+
+    @classmethod
+    def bert_small(cls, **fields: Any) -> "NystromformerConfig":
+        """The paper's BERT-small: 4 layers (it gives no widths; these are those of BERT-small)."""
+        sizes = {"num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8}
+        return cls(**{**sizes, "intermediate_size": 2048, **fields})
+
+    @classmethod
+    def bert_base(cls, **fields: Any) -> "NystromformerConfig":
+        """The paper's BERT-base: 12 layers, 12 heads of 64; transformers' defaults."""
+        return cls(**fields)
+
+
+class SelfAttention(theirs.NystromformerSelfAttention):
+    """transformers' projections around `nystrom_attention`."""
+
+    config: NystromformerConfig
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, ...]:
+        heads = (self.num_attention_heads, self.attention_head_size)
+        query, key, value = (
+            projection(hidden_states).unflatten(2, heads).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )
+        batch, n, _ = hidden_states.shape
+        options: dict[str, Any] = {
+            # landmarks for all tokens are exact attention (Lemma 2)
+            "num_landmarks": n if self.config.exact_attention else self.config.num_landmarks,
+            "mask": key_mask(attention_mask, batch),
+            "pinv_init": "matrix" if self.config.inv_coeff_init_option else "sequence",
+        }
+        taps = None if self.config.conv_kernel_size is None else self.conv.weight[:, 0, :, 0]
+        output = nystrom_attention(query, key, value, conv_weight=taps, **options)
+        output = output.transpose(1, 2).flatten(2)  # [B, N, H D]
+        if not output_attentions:
+            return (output,)
+        return output, nystrom_attention_rows(query, key, torch.arange(n), **options)
+
+
+class Swapped(PreTrainedModel):
+    """Put before a class of transformers: builds its model, then swaps the parts in `OURS`."""
+
+    config_class = NystromformerConfig
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        if not isinstance(config, NystromformerConfig):
+            config = NystromformerConfig.from_dict(config.to_dict())
+        option = config.inv_coeff_init_option
+        config.inv_coeff_init_option = False  # transformers' own layer fails with True
+        super().__init__(config)
+        config.inv_coeff_init_option = option
+        for module in self.modules():
+            if type(module) in OURS:
+                module.__class__ = OURS[type(module)]
+            if isinstance(module, SelfAttention):
+                module.config = config
+
+    def get_correct_attn_implementation(self, *args: Any, **kwargs: Any) -> str:
+        return NAME  # for its masks: [B, N], where "eager" makes [B, 1, N, N]
+
+
+class NystromformerModel(Swapped, theirs.NystromformerModel):
+    @functools.wraps(theirs.NystromformerModel.forward)
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+        positions = self.embeddings.position_ids.shape[1]
+        if tokens is not None and tokens.shape[1] > positions:
+            raise ValueError(
+                f"The model has {positions} positions, got {tokens.shape[1]} tokens; truncate "
+                f"them, or call nystromer.hf.resize_positions(model, {tokens.shape[1]})."
+            )
+        return super().forward(input_ids, *args, **kwargs)
+
+
+class NystromformerForMaskedLM(Swapped, theirs.NystromformerForMaskedLM):
+    pass
+
+
+class NystromformerForSequenceClassification(
+    Swapped, theirs.NystromformerForSequenceClassification
+):
+    pass
+
+
+class NystromformerForTokenClassification(Swapped, theirs.NystromformerForTokenClassification):
+    pass
+
+
+class NystromformerForQuestionAnswering(Swapped, theirs.NystromformerForQuestionAnswering):
+    pass
+
+
+class NystromformerForMultipleChoice(Swapped, theirs.NystromformerForMultipleChoice):
+    pass
+
+
+class NystromformerForPreTraining(NystromformerForMaskedLM):
+    """Masked language model and sentence order, the paper's pre-training. transformers has no such
+    class; its NystromformerForMaskedLM reads what this one saves, and the other way round."""
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__(config)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.sentence_order = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        sentence_order_label: Tensor | None = None,
+        **kwargs: Any,
+    ) -> AlbertForPreTrainingOutput:
+        """labels [B, N], -100 where nothing is asked; sentence_order_label [B], 1 if the two
+        segments were swapped. The loss is the sum of the two cross entropies."""
+        kwargs["return_dict"] = True
+        outputs = self.nystromformer(input_ids, attention_mask=attention_mask, **kwargs)
+        states = outputs.last_hidden_state  # [B, N, E]
+        words = self.cls(states)
+        order = self.sentence_order(self.dropout(torch.tanh(self.pooler(states[:, 0]))))
+        losses = [
+            F.cross_entropy(logits.flatten(0, -2), target.flatten())
+            for logits, target in ((words, labels), (order, sentence_order_label))
+            if target is not None
+        ]
+        return AlbertForPreTrainingOutput(
+            loss=sum(losses[1:], losses[0]) if losses else None,
+            prediction_logits=words,
+            sop_logits=order,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    theirs.NystromformerSelfAttention: SelfAttention,
+    theirs.NystromformerModel: NystromformerModel,
+}
+
+# From here on the Auto classes take ours for every folder of model_type "nystromformer".
+AutoConfig.register("nystromformer", NystromformerConfig, exist_ok=True)
+for auto_class, model_class in (
+    (AutoModel, NystromformerModel),
+    (AutoModelForPreTraining, NystromformerForPreTraining),
+    (AutoModelForMaskedLM, NystromformerForMaskedLM),
+    (AutoModelForSequenceClassification, NystromformerForSequenceClassification),
+    (AutoModelForTokenClassification, NystromformerForTokenClassification),
+    (AutoModelForQuestionAnswering, NystromformerForQuestionAnswering),
+    (AutoModelForMultipleChoice, NystromformerForMultipleChoice),
+):
+    auto_class.register(NystromformerConfig, model_class, exist_ok=True)

@@ -1,0 +1,66 @@
+"""Longer sequences for models with learnt positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from nystromer.checks import check_positive
+
+
+def resize_positions(model: PreTrainedModel, num_positions: int) -> PreTrainedModel:
+    """Lets a model with learnt absolute positions read `num_positions` tokens, in place.
+
+    The learnt vectors are copied end to end, as the authors of Nyströmformer went from 512 to
+    4,096 tokens: position i takes vector i mod the old number. What a model makes of it needs a
+    little training, or at least a look. Fewer positions than before cut the rest off.
+
+    Args:
+        model: With one table of learnt positions (Nyströmformer, BERT, RoBERTa, ELECTRA, ...).
+        num_positions: Tokens it shall read.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If num_positions is below 1, or the model has not one table of positions.
+    """
+    check_positive("num_positions", num_positions)
+    found = [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, "position_embeddings", None), nn.Embedding)
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"`model` must have one table of learnt positions, got {len(found)} in "
+            f"{type(model).__name__}; rotary and relative positions need no resizing."
+        )
+    embeddings: Any = found[0]
+    old: nn.Embedding = embeddings.position_embeddings
+    first = _first_position(embeddings, old)
+    learnt = old.weight.detach()[first:]
+    copies = learnt.repeat(-(-num_positions // len(learnt)), 1)[:num_positions]
+    weight = torch.cat([old.weight.detach()[:first], copies])
+    table = nn.Embedding.from_pretrained(weight, padding_idx=old.padding_idx)
+    embeddings.position_embeddings = table.requires_grad_(old.weight.requires_grad)
+    added = num_positions - len(learnt)
+    for name in ("position_ids", "token_type_ids"):
+        ids = getattr(embeddings, name, None)
+        if ids is not None:
+            step = 1 if name == "position_ids" else 0
+            longer = ids[0, 0] + step * torch.arange(ids.shape[1] + added, device=ids.device)
+            embeddings.register_buffer(name, longer[None], persistent=False)
+    model.config.max_position_embeddings += added
+    return model
+
+
+def _first_position(embeddings: nn.Module, table: nn.Embedding) -> int:
+    """The row of the first token: RoBERTa and Nyströmformer leave the first two out."""
+    if table.padding_idx is not None:
+        return table.padding_idx + 1
+    ids = getattr(embeddings, "position_ids", None)
+    return 0 if ids is None else int(ids[0, 0])

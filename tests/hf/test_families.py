@@ -1,0 +1,90 @@
+import re
+
+import pytest
+import torch
+from transformers import BartModel, ModernBertModel
+
+from cases import assert_close
+from families import FAMILIES, IGNORING, REFUSED, build, text
+from nystromer.hf import attention, nystromize, plan_of
+
+
+def valid(model, inputs):
+    """Hidden states of the real tokens."""
+    states, mask = model(**inputs).last_hidden_state, inputs.get("attention_mask")
+    if mask is None:
+        return states
+    if "input_values" in inputs:  # a speech model's mask at the rate of its features
+        mask = model._get_feature_vector_attention_mask(states.shape[1], mask)
+    return states[mask.bool()]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family_equals_exact_attention_with_a_landmark_per_token(name, monkeypatch):
+    """Masks, scaling, grouped heads and layout arrive as they should, in eval and in training."""
+    model, inputs = build(name)
+    with torch.no_grad():
+        exact = valid(model, inputs)
+        nystromize(model, 1000, min_length=1)
+        calls, attend = [], attention.attend
+        monkeypatch.setattr(attention, "attend", lambda *x: calls.append(x) or attend(*x))
+        assert_close(valid(model, inputs), exact, 1e-5)
+    assert len(calls) == 2  # layers
+    nystromize(model, 4, min_length=1)
+    assert all(c.attention == "nystrom" for c in plan_of(model).layers)
+    states = valid(model.train(), inputs)
+    states.square().mean().backward()
+    assert states.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_nystromize_refuses_by_layer_and_reason(name):
+    make, config, layer, reason = REFUSED[name]
+    with pytest.raises(ValueError, match=rf"impossible in \d.*{re.escape(f'{layer}: {reason}')}"):
+        nystromize(make(config), 8)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_nystromize_keeps_what_it_cannot_convert_when_not_strict(name, caplog):
+    make, config, layer, reason = REFUSED[name]
+    model = nystromize(make(config), 8, strict=False)
+    by_name = {choice.name: choice for choice in plan_of(model).layers}
+    assert by_name[layer].attention == "exact"
+    assert by_name[layer].note.startswith(reason)
+    assert f"exact: {layer}, {reason}" in caplog.text
+
+
+@pytest.mark.parametrize("name", IGNORING)
+def test_nystromize_refuses_models_that_ignore_the_interface(name):
+    make, config = IGNORING[name]
+    for strict in (True, False):
+        with pytest.raises(ValueError, match=rf"{make.__name__} ignores transformers' attention"):
+            nystromize(make(config), 8, strict=strict)
+
+
+def test_modernbert_converts_its_global_layers():
+    make, config, *_ = REFUSED["modernbert"]
+    model = make(config).eval()
+    assert isinstance(model, ModernBertModel)
+    inputs = text(model)
+    with torch.no_grad():
+        exact = valid(model, inputs)
+        nystromize(model, 1000, min_length=1, strict=False)
+        assert_close(valid(model, inputs), exact, 1e-5)
+    assert [c.attention for c in plan_of(model).layers] == ["nystrom", "exact", "exact"]
+
+
+def test_a_decoder_keeps_running_beside_a_converted_encoder():
+    """transformers gives both the same config; only the encoder's layers may change."""
+    make, config, *_ = REFUSED["bart"]
+    model = make(config).eval()
+    assert isinstance(model, BartModel)
+    inputs = text(model)
+    with torch.no_grad():
+        exact = model(**inputs)
+        nystromize(model.get_encoder(), 1000, min_length=1)
+        after = model(**inputs)
+    keep = inputs["attention_mask"].bool()
+    assert_close(after.encoder_last_hidden_state[keep], exact.encoder_last_hidden_state[keep], 1e-5)
+    assert_close(after.last_hidden_state[keep], exact.last_hidden_state[keep], 1e-5)

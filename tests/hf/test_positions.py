@@ -1,0 +1,48 @@
+import pytest
+import torch
+import transformers
+
+import nystromer.hf as hf
+from cases import assert_close
+from families import TEXT, build
+from nystromer.hf import nystromize, resize_positions
+
+CONFIGS = {
+    "bert": transformers.BertConfig(**TEXT, max_position_embeddings=40),
+    "roberta": transformers.RobertaConfig(**TEXT, max_position_embeddings=42),
+    "nystromformer": hf.NystromformerConfig(**TEXT, max_position_embeddings=40),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_resize_positions_copies_what_was_learnt(name, tmp_path):
+    model = transformers.AutoModel.from_config(CONFIGS[name]).eval()
+    ids = torch.randint(5, 99, (1, 90))
+    before, learnt = model(ids[:, :40])[0], model.embeddings.position_embeddings.weight
+    resize_positions(model, 90)
+    assert_close(model(ids[:, :40])[0], before, 1e-6)
+    table = model.embeddings.position_embeddings.weight
+    first = len(learnt) - 40
+    assert torch.equal(table[:first], learnt[:first])
+    assert torch.equal(table[first:], learnt[first:].repeat(3, 1)[:90])
+    after = model(ids)[0]
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    assert_close(loaded(ids)[0], after, 1e-5)
+    resize_positions(model, 40)
+    assert_close(model(ids[:, :40])[0], before, 1e-6)
+
+
+def test_resize_positions_goes_with_nystromize():
+    model = nystromize(resize_positions(build("bert")[0], 1000), 8)
+    assert model(torch.randint(5, 99, (1, 1000)))[0].isfinite().all()
+
+
+def test_resize_positions_refuses_models_without_a_table():
+    with pytest.raises(ValueError, match="one table of learnt positions, got 0 in EuroBertModel"):
+        resize_positions(build("eurobert")[0], 90)
+
+
+def test_resize_positions_refuses_less_than_one():
+    with pytest.raises(ValueError, match="`num_positions` must be at least 1, got 0"):
+        resize_positions(build("bert")[0], 0)
