@@ -60,9 +60,7 @@ def nystrom_attention_forward(
             f"{choice.name} drops out attention weights with p = {dropout}, and Nyström attention "
             "has none; set the config's attention dropout to 0, or convert with nystromize."
         )
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    key, value = repeated(query, key), repeated(query, value)
     mask = key_mask(attention_mask, query.shape[0])
     output = attend(choice, query, key, value, mask, scaling, getattr(module, CONV, None))
     return output.transpose(1, 2).contiguous(), None
@@ -98,11 +96,6 @@ def attend(
         return _attend_by_head(choice, query, key, value, mask, scaling, conv_weight)
 
     def nystrom(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        landmarks = None
-        if choice.landmarks == "kmeans":
-            tokens = torch.cat([q, k], -1)
-            centres = kmeans(tokens, choice.num_landmarks, mask, iterations=KMEANS_STEPS)[0]
-            landmarks = centres[..., : q.shape[3]], centres[..., q.shape[3] :]
         return nystrom_attention(
             q,
             k,
@@ -111,7 +104,7 @@ def attend(
             mask=mask,
             scale=scaling,
             conv_weight=None if conv_weight is None else conv_weight.to(q.dtype),
-            landmarks=landmarks,
+            landmarks=landmarks_of(choice, q, k, mask),
             pinv_ridge=choice.ridge,
         )
 
@@ -134,6 +127,23 @@ def attend(
     q, k, v = (x[rows][:, :, used] for x in (query, key, value))
     part = exact(q, k, v, mask[rows][:, used])
     return output.index_copy(0, rows, output[rows].index_copy(2, used, part))
+
+
+def landmarks_of(
+    choice: LayerChoice, query: Tensor, key: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """(Q~, K~), each [B, H, M, D]; None for segment means, which `nystrom_attention` takes."""
+    if choice.landmarks == "segment_means":
+        return None
+    tokens = torch.cat([query, key], -1)  # one partition of the tokens for both
+    centres, _ = kmeans(tokens, choice.num_landmarks, mask, iterations=KMEANS_STEPS)
+    return centres[..., : query.shape[3]], centres[..., query.shape[3] :]
+
+
+def repeated(query: Tensor, x: Tensor) -> Tensor:
+    """Keys or values of grouped heads, once for every query head."""
+    groups = query.shape[1] // x.shape[1]
+    return x.repeat_interleave(groups, 1) if groups > 1 else x
 
 
 def _attend_by_head(

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from nystromer.diagnostics import cost
+from nystromer.hf.attention import KMEANS_STEPS
 from nystromer.hf.plan import LayerChoice, Plan
 from nystromer.hf.survey import Batch, Fidelity, LayerSurvey, exact_states, fidelity, survey
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Calibration:
     """What was measured and chosen.
 
@@ -22,6 +29,7 @@ class Calibration:
         plain: All layers swapped with segment means and six steps.
         swapped: All layers swapped by their best schemes, no head exact.
         planned: The plan.
+        max_error: What was asked for, if anything.
     """
 
     plan: Plan
@@ -29,6 +37,38 @@ class Calibration:
     plain: Fidelity
     swapped: Fidelity
     planned: Fidelity
+    max_error: float | None = None
+
+    @property
+    def exact_heads(self) -> int:
+        """How many heads of the layers that could be swapped stay exact."""
+        swappable = {layer.name: layer.num_heads for layer in self.layers if layer.reason is None}
+        kept = (
+            swappable.get(x.name, 0) if x.attention == "exact" else len(x.exact_heads)
+            for x in self.plan.layers
+        )
+        return sum(kept)
+
+    @property
+    def heads(self) -> int:
+        return sum(layer.num_heads for layer in self.layers)
+
+    def multiplications(self, n: int) -> tuple[int, int]:
+        """Of the attention over n tokens under the plan, and if all were exact."""
+        ours = exact = 0
+        for layer, choice in zip(self.layers, self.plan.layers, strict=True):
+            d, kept = layer.head_dim, len(choice.exact_heads)
+            price = cost(n, n, choice.num_landmarks, head_dim=d)
+            full = price.exact_multiplications
+            near = price.multiplications + n * d * (choice.conv_kernel_size or 0)
+            if choice.landmarks == "kmeans":
+                near += KMEANS_STEPS * n * choice.num_landmarks * 2 * d
+            exact += layer.num_heads * full
+            if choice.attention == "exact" or n < choice.exact_below:
+                ours += layer.num_heads * full
+            else:
+                ours += kept * full + (layer.num_heads - kept) * near
+        return ours, exact
 
 
 def calibrate(
@@ -38,6 +78,7 @@ def calibrate(
     num_landmarks: int = 64,
     max_exact_layers: int | None = None,
     max_error: float | None = None,
+    figure: str | Path | None = None,
 ) -> Plan:
     """Plans Nyström attention for an encoder, without training, from a few real batches.
 
@@ -57,9 +98,10 @@ def calibrate(
         max_error: 1 - cosine between the mean last hidden states of a sequence and those under
             exact attention, averaged over the sequences. The plan keeps as few heads exact as reach
             it on `batches`. None: all that the budget allows.
+        figure: Where to draw what it found (a .png, say); needs matplotlib.
 
     Returns:
-        The plan.
+        The plan: data that reads well as JSON (`to_json`), for `nystromize(plan=...)`.
 
     Raises:
         ValueError: If max_exact_layers or max_error is negative, or as `survey`.
@@ -71,7 +113,12 @@ def calibrate(
         max_exact_layers=max_exact_layers,
         max_error=max_error,
     )
-    show(found)
+    Console().print(table(found))
+    Console(highlight=False, markup=False).print(summary(found))
+    if figure is not None:
+        from nystromer.plots import calibration_figure
+
+        calibration_figure(found).savefig(figure)
     return found.plan
 
 
@@ -89,34 +136,33 @@ def calibration(
             raise ValueError(f"`{name}` must be at least 0, got {value}.")
     layers = survey(model, batches, num_landmarks)
     exact = exact_states(model, batches)
-
-    def measured(choices: Sequence[LayerChoice]) -> Fidelity:
-        return fidelity(model, batches, choices, exact)
-
     ranked = rank_heads(layers)
     budget = len(ranked)
     if max_exact_layers is not None:
         budget = min(budget, max_exact_layers * max(x.num_heads for x in layers))
     elif max_error is None:
         budget = 0
-    planned = measured(choose(layers, ranked[:budget]))
-    few, many = -1, budget  # the least number of heads that reaches max_error lies in (few, many]
-    if max_error is not None and 1 - planned.cosine <= max_error:
-        with tqdm(desc="Searching the fewest exact heads") as bar:
-            while many - few > 1:
-                middle = (few + many) // 2
-                tried = measured(choose(layers, ranked[:middle]))
-                if 1 - tried.cosine <= max_error:
-                    many, planned = middle, tried
-                else:
-                    few = middle
-                bar.update()
+
+    @functools.cache
+    def measured(count: int) -> Fidelity:
+        return fidelity(model, batches, choose(layers, ranked[:count]), exact)
+
+    def is_close(count: int) -> bool:
+        return max_error is not None and 1 - measured(count).cosine <= max_error
+
+    with tqdm(desc="Searching the fewest exact heads", disable=max_error is None) as bar:
+        few, many = -1, budget  # the fewest that are close lie in (few, many], if many are
+        while many - few > 1 and is_close(many):
+            middle = (few + many) // 2
+            few, many = (few, middle) if is_close(middle) else (middle, many)
+            bar.update()
     return Calibration(
         Plan(model.config.model_type, tuple(choose(layers, ranked[:many]))),
         tuple(layers),
-        measured([plain_choice(x) for x in layers if x.reason is None]),
-        measured(choose(layers, [])),
-        planned,
+        fidelity(model, batches, [plain_choice(x) for x in layers if x.reason is None], exact),
+        measured(0),
+        measured(many),
+        max_error,
     )
 
 
@@ -130,22 +176,20 @@ def rank_heads(layers: Sequence[LayerSurvey]) -> list[tuple[int, int]]:
     for i, layer in enumerate(layers):
         if layer.swapped is not None:
             squares = layer.best().squares
-            share = squares / squares.sum().clamp(min=1e-30)
-            for head, x in enumerate(share.tolist()):
-                effect[i, head] = x * layer.swapped.error**2
+            for head, x in enumerate(squares):
+                effect[i, head] = x / max(sum(squares), 1e-30) * layer.swapped.error**2
     return sorted(effect, key=lambda place: -effect[place])
 
 
-def choose(
-    layers: Sequence[LayerSurvey], exact: Sequence[tuple[int, int]]
-) -> list[LayerChoice]:
+def choose(layers: Sequence[LayerSurvey], exact: Sequence[tuple[int, int]]) -> list[LayerChoice]:
     """Every layer by the scheme that is best for its other heads; `exact` are (layer, head)."""
     choices = []
     for i, layer in enumerate(layers):
         heads = tuple(sorted(head for at, head in exact if at == i))
-        sizes = {"num_heads": layer.num_heads, "note": layer.reason}
         if layer.reason is not None or len(heads) == layer.num_heads:
-            choices.append(LayerChoice(layer.name, "exact", **sizes))
+            choices.append(
+                LayerChoice(layer.name, "exact", num_heads=layer.num_heads, note=layer.reason)
+            )
         else:
             choices.append(replace(layer.best(heads).choice, exact_heads=heads))
     return choices
@@ -157,4 +201,50 @@ def plain_choice(layer: LayerSurvey) -> LayerChoice:
     return LayerChoice(layer.name, num_landmarks=found.num_landmarks, num_heads=layer.num_heads)
 
 
-def show(found: Calibration) -> None: ...
+def table(found: Calibration) -> Table:
+    """A line a layer."""
+    shown = Table(
+        box=SIMPLE,
+        caption="errors of a layer's output against exact attention; alone: 1 - cosine when only "
+        "this layer is swapped",
+    )
+    for name in ("layer", "plain", "best", "alone", "landmarks", "inverse", "exact heads"):
+        shown.add_column(name, overflow="ellipsis", no_wrap=name == "layer")
+    for layer, choice in zip(found.layers, found.plan.layers, strict=True):
+        if layer.swapped is None:
+            shown.add_row(layer.name, *["-"] * 5, "all")
+            continue
+        best = layer.best(choice.exact_heads)
+        landmarks = f"{choice.num_landmarks} {best.choice.landmarks.replace('_', ' ')}"
+        inverse = "six steps" if best.choice.ridge is None else f"ridge {best.choice.ridge:g}"
+        kept = ", ".join(map(str, choice.exact_heads)) or "none"
+        if choice.attention == "exact":
+            landmarks, inverse, kept = "-", "-", "all"
+        errors = (f"{layer.plain:.2f}", f"{layer.error(best):.2f}")
+        alone = f"{1 - layer.swapped.cosine:.4f}"
+        shown.add_row(layer.name, *errors, alone, landmarks, inverse, kept)
+    return shown
+
+
+def summary(found: Calibration) -> str:
+    """What follows from it, in sentences."""
+    lines = [f"{x.name} stays exact: {x.reason}." for x in found.layers if x.reason is not None]
+    lines.append("Cosine to the exact embedding, mean (worst):")
+    stages = [
+        ("every layer swapped, segment means and six steps", found.plain),
+        ("every layer swapped, best landmarks and inverse, convolution", found.swapped),
+    ]
+    if found.exact_heads:
+        stages.append(
+            (f"the plan, {found.exact_heads} of {found.heads} heads exact", found.planned)
+        )
+    for name, x in stages:
+        lines.append(f"  {x.cosine:.4f} ({x.worst_cosine:.4f})  {name}")
+    shares = []
+    for n in (512, 4096):
+        ours, exact = found.multiplications(n)
+        shares.append(f"{ours / exact:.0%} at {n:,} tokens")
+    lines.append(f"Multiplications against exact attention: {', '.join(shares)}.")
+    if found.max_error is not None and 1 - found.planned.cosine > found.max_error:
+        lines.append(f"max_error={found.max_error} is not reached with as many exact heads.")
+    return "\n".join(lines)

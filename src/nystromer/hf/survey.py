@@ -5,8 +5,8 @@ Shapes: B sequences, H heads, N tokens, D features of a head, K taps of the conv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from nystromer.hf.attention import attend, exact_attention_forward
+from nystromer.functional import nystrom_attention
+from nystromer.hf.attention import attend, exact_attention_forward, landmarks_of, repeated
 from nystromer.hf.layers import attention_layers, base_name, intercepted
 from nystromer.hf.masks import key_mask
 from nystromer.hf.plan import LayerChoice
-from nystromer.landmarks import zero_padding
 
 KERNEL = 33  # K
 SCHEMES: tuple[tuple[str, float | None], ...] = (
@@ -33,20 +33,20 @@ SCHEMES: tuple[tuple[str, float | None], ...] = (
 Batch = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Scheme:
     """One way to do a layer, with the convolution that leaves the least error.
 
     Args:
         choice: Landmarks, inverse and the fitted taps.
-        squares: ‖output - exact output‖² of every head over all real tokens, [H].
+        squares: ‖output - exact output‖² of every head over all real tokens.
     """
 
     choice: LayerChoice
-    squares: Tensor
+    squares: tuple[float, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class LayerSurvey:
     """One attention layer.
 
@@ -54,7 +54,7 @@ class LayerSurvey:
         name: Its module's name in the base model.
         reason: Why it cannot be swapped; then there is nothing else.
         head_dim: D.
-        power: ‖exact output‖² of every head, [H].
+        power: ‖exact output‖² of every head.
         plain: Error of the plain swap: segment means and six steps, no convolution.
         schemes: What else it could be.
         swapped: The model's output when this layer alone is swapped, by its best scheme.
@@ -64,7 +64,7 @@ class LayerSurvey:
     num_heads: int
     reason: str | None = None
     head_dim: int = 0
-    power: Tensor = torch.empty(0)
+    power: tuple[float, ...] = ()
     plain: float = 0.0
     schemes: tuple[Scheme, ...] = ()
     swapped: Fidelity | None = None
@@ -72,11 +72,11 @@ class LayerSurvey:
     def best(self, exact_heads: Sequence[int] = ()) -> Scheme:
         """The scheme with the least error in the other heads."""
         others = [h for h in range(self.num_heads) if h not in exact_heads]
-        return min(self.schemes, key=lambda scheme: float(scheme.squares[others].sum()))
+        return min(self.schemes, key=lambda scheme: sum(scheme.squares[h] for h in others))
 
     def error(self, scheme: Scheme) -> float:
         """‖output - exact output‖ / ‖exact output‖ over all heads."""
-        return float((scheme.squares.sum() / self.power.sum()).sqrt())
+        return (sum(scheme.squares) / sum(self.power)) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ def survey(
         raise ValueError(f"No layer can be swapped: {found[0].name}: {found[0].reason}.")
     names = {module: base_name(model, name) for name, module in model.named_modules()}
 
-    def observe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any):
+    def observe(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any
+    ) -> tuple[Tensor, Tensor | None]:
         output, _ = exact_attention_forward(module, query, key, value, *args, **kw)
         if names[module] in sums:
             sums[names[module]].add(query, key, value, output.transpose(1, 2), args[0], kw)
@@ -168,11 +170,13 @@ def fidelity(
     names = {module: base_name(model, name) for name, module in model.named_modules()}
     by_name = {choice.name: choice for choice in choices if choice.attention != "exact"}
 
-    def planned(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any):
+    def planned(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any
+    ) -> tuple[Tensor, Tensor | None]:
         choice = by_name.get(names[module])
         if choice is None:
             return exact_attention_forward(module, query, key, value, *args, **kw)
-        key, value = _repeated(query, key), _repeated(query, value)
+        key, value = repeated(query, key), repeated(query, value)
         mask, scaling = key_mask(args[0], len(query)), kw.get("scaling")
         taps = None if choice.conv_taps is None else query.new_tensor(choice.conv_taps)
         output = attend(choice, query, key, value, mask, scaling, taps)
@@ -202,20 +206,15 @@ def last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
     return hidden * mask[..., None]
 
 
-class _running(AbstractContextManager):  # noqa: N801
+@contextmanager
+def _running(model: PreTrainedModel, function: Callable) -> Iterator[None]:
     """The model in evaluation mode with `function` for its attention."""
-
-    def __init__(self, model: PreTrainedModel, function: Any) -> None:
-        self.model, self.training = model, model.training
-        self.interception = intercepted(model, function)
-
-    def __enter__(self) -> None:
-        self.model.eval()
-        self.interception.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.interception.__exit__(*error)
-        self.model.train(self.training)
+    training = model.training
+    try:
+        with intercepted(model.eval(), function):
+            yield
+    finally:
+        model.train(training)
 
 
 class _Sums:
@@ -224,6 +223,7 @@ class _Sums:
     def __init__(self, name: str, num_heads: int, num_landmarks: int) -> None:
         plain = LayerChoice(name, num_landmarks=num_landmarks, num_heads=num_heads)
         self.choices = [replace(plain, landmarks=x, ridge=ridge) for x, ridge in SCHEMES]
+        self.by_landmarks = {choice.landmarks: choice for choice in self.choices}
         self.num_heads, self.count, self.longest, self.head_dim = num_heads, 0, 0, 0
         zeros = torch.zeros(num_heads, KERNEL, KERNEL, dtype=torch.float64)
         self.gram, self.power = zeros, zeros[:, 0, 0]  # Σ SᵀS, Σ ‖exact‖²
@@ -239,7 +239,7 @@ class _Sums:
         real = torch.ones(batch, n, dtype=torch.bool, device=query.device) if real is None else real
         lengths = real.sum(1)
         self.longest = max(self.longest, int(lengths.max()))
-        key, value = _repeated(query, key), _repeated(query, value)
+        key, value = repeated(query, key), repeated(query, value)
         for i in (lengths >= self.choices[0].exact_below).nonzero()[:, 0].tolist():
             used = real[i]
             q, k, v, y = (x[i : i + 1][:, :, used].float() for x in (query, key, value, output))
@@ -248,8 +248,18 @@ class _Sums:
             shifted = F.pad(v, (0, 0, KERNEL // 2, KERNEL // 2)).unfold(2, KERNEL, 1)[0]
             shifted = shifted.flatten(1, 2)  # [H, N D, K]
             self.gram = self.gram + (shifted.mT @ shifted).double().cpu()
+            landmarks = {x: landmarks_of(c, q, k, None) for x, c in self.by_landmarks.items()}
             for j, choice in enumerate(self.choices):
-                r = (y - attend(choice, q, k, v, None, kwargs.get("scaling")))[0].flatten(1)
+                nystrom = nystrom_attention(
+                    q,
+                    k,
+                    v,
+                    num_landmarks=choice.num_landmarks,
+                    scale=kwargs.get("scaling"),
+                    landmarks=landmarks[choice.landmarks],
+                    pinv_ridge=choice.ridge,
+                )
+                r = (y - nystrom)[0].flatten(1)
                 self.cross[j] = self.cross[j] + (r[:, None] @ shifted)[:, 0].double().cpu()
                 self.squares[j] = self.squares[j] + r.double().square().sum(1).cpu()
 
@@ -263,14 +273,8 @@ class _Sums:
             left = left + (taps * (self.gram @ taps[..., None])[..., 0]).sum(1)
             rounded = tuple(tuple(float(f"{x:.4g}") for x in row) for row in taps.tolist())
             fitted = replace(choice, conv_kernel_size=KERNEL, conv_taps=rounded)
-            schemes.append(Scheme(fitted, left.clamp(min=0)))
+            schemes.append(Scheme(fitted, tuple(left.clamp(min=0).tolist())))
         plain = float((self.squares[0].sum() / self.power.sum()).sqrt())
         name = self.choices[0].name
         sizes = (name, self.num_heads, None, self.head_dim)
-        return LayerSurvey(*sizes, self.power, plain, tuple(schemes))
-
-
-def _repeated(query: Tensor, x: Tensor) -> Tensor:
-    """Keys or values of grouped heads, once for every query head."""
-    groups = query.shape[1] // x.shape[1]
-    return x.repeat_interleave(groups, 1) if groups > 1 else x
+        return LayerSurvey(*sizes, tuple(self.power.tolist()), plain, tuple(schemes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +24,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from nystromer.hf import nystromize
 from nystromer.hf.attention import CONV
 from nystromer.hf.calibrate import calibration
+from nystromer.hf.plan import Plan
 from nystromer.hf.survey import Fidelity, exact_states, last_hidden, measure
+
+COSINE_WEIGHT = 5.0  # makes the two parts of the loss about equal
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Settings:
 
     steps: int = 300
     batch_size: int = 4
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     conv_learning_rate: float = 3e-3
     eval_every: int = 25
     patience: int = 3
@@ -54,13 +57,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Distilled:
-    """The student, and how close it is to its exact twin on the held-out passages: swapped plainly,
-    calibrated, and after training."""
+    """The student, and how close to its exact twin it was at each stage, on held-out passages."""
 
     student: PreTrainedModel
-    plain: Fidelity
-    calibrated: Fidelity
-    trained: Fidelity
+    stages: dict[str, Fidelity]
     steps: int
 
 
@@ -70,31 +70,35 @@ def distill(
     held_out: Tensor,
     *,
     num_landmarks: int = 64,
-    settings: Settings = Settings(),
+    plan: Plan | None = None,
+    settings: Settings | None = None,
     checkpoints: str | None = None,
 ) -> Distilled:
-    r"""Trains a copy of the encoder, every layer swapped, to say what the exact model says.
+    r"""Trains a copy of the encoder with Nyström attention to say what the exact model says.
 
-    The start is the plan of `calibrate` without exact heads. Loss of a batch, with the hidden
+    Loss of a batch, with the hidden
     states h_l of all layers (h*_l the exact model's) and the mean e of the last over the tokens:
 
-        mean_l ‖h_l - h*_l‖² / ‖h*_l‖²  +  mean(1 - cos(e, e*))
+        mean_l ‖h_l - h*_l‖² / ‖h*_l‖²  +  5 mean(1 - cos(e, e*))
 
     Args:
         model: An encoder with exact attention; it is not changed.
         train: Token ids, [passages, N].
         held_out: The same, for early stopping and the figures.
         num_landmarks: M.
+        plan: Where to start, instead of a plan without exact heads calibrated on `train`.
         settings: Sizes and rates.
         checkpoints: A folder from which an interrupted run goes on; None keeps nothing.
 
     Raises:
         ValueError: As `calibrate`.
     """
-    batches = [{"input_ids": x} for x in train[: settings.calibration_passages].split(4)]
-    found = calibration(model, batches, num_landmarks=num_landmarks, max_exact_layers=0)
+    settings = settings or Settings()
+    if plan is None:
+        batches = [{"input_ids": x} for x in train[: settings.calibration_passages].split(4)]
+        plan = calibration(model, batches, num_landmarks=num_landmarks).plan
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    student = nystromize(copy.deepcopy(model), plan=found.plan)
+    student = nystromize(copy.deepcopy(model), plan=plan)
     for module in student.modules():  # the exact twin has none either
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -119,7 +123,9 @@ def distill(
         trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
     student = student.eval()
     after = measure([last_hidden(student, x) for x in checks], exact)
-    return Distilled(student, before, calibrated, after, trainer.state.global_step)
+    steps = trainer.state.global_step
+    stages = {"swapped": before, "calibrated": calibrated, f"after {steps} steps": after}
+    return Distilled(student, stages, steps)
 
 
 def training_arguments(folder: str, settings: Settings) -> TrainingArguments:
@@ -182,7 +188,7 @@ class Distillation(Trainer):
 
     def __init__(self, teacher: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.teacher = teacher.to(self.args.device)
+        self.teacher: nn.Module = nn.Module.to(teacher, self.args.device)
         self.can_return_loss = True  # without labels too
 
     def compute_loss(
@@ -205,7 +211,7 @@ def distance(hidden: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Tensor:
         (h - w).square().sum() / w.square().sum() for h, w in zip(hidden, wanted, strict=True)
     ]
     cosine = F.cosine_similarity(hidden[-1].mean(1), wanted[-1].mean(1))
-    return torch.stack(layers).mean() + (1 - cosine).mean()
+    return torch.stack(layers).mean() + COSINE_WEIGHT * (1 - cosine).mean()
 
 
 class Progress(ProgressCallback):

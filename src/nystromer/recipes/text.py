@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 OPENERS: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
-CHARACTERS = 8  # of a token at most, about: more text than that is not read
+CHARACTERS = 8  # of a token, more than they have: text beyond that is not read
 
 
 def read_text(path: Path) -> str:
@@ -29,38 +29,42 @@ def read_text(path: Path) -> str:
             if ".jsonl" not in path.suffixes:
                 return file.read()
             return "\n".join(json.loads(line)["text"] for line in file)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"The text file {path} cannot be read: {reason}.") from error
-    except (ValueError, KeyError, TypeError, lzma.LZMAError) as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ValueError(f"The text file {path} cannot be read: {error.strerror}.") from error
+    except (OSError, ValueError, KeyError, TypeError, lzma.LZMAError) as error:
         wanted = 'lines of JSON with "text"' if ".jsonl" in path.suffixes else "UTF-8 text"
         raise ValueError(f"The text file {path} must hold {wanted}, got {error!r}.") from error
 
 
+def standard_text() -> str:
+    """English that every Python carries: the help on the language."""
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
 def passages(
-    tokenizer: Any, files: Sequence[Path], count: int, *, length: int = 512, seed: int = 0
+    tokenizer: Any, texts: Sequence[str], count: int, *, length: int = 512, seed: int = 0
 ) -> Tensor:
     """At most `count` passages of `length` tokens each, int64 [count, length], in random order.
 
-    Every file gives as many as it can; the windows do not overlap, and its tail is left out.
+    They do not overlap; what is left at the end of a text is dropped.
 
     Raises:
-        ValueError: If the files hold not even one passage, or as `read_text`.
+        ValueError: If the texts hold not even one passage.
     """
     found: list[Tensor] = []
-    for path in files:
-        text = read_text(path)[: CHARACTERS * length * count]
-        if text.strip():
-            options = {"truncation": True, "max_length": length, "return_tensors": "pt"}
-            windows = tokenizer(
-                text, **options, padding="max_length", return_overflowing_tokens=True
-            )
-            full = windows["attention_mask"].all(1)
-            found += windows["input_ids"][full].unbind()
-    if not found:
-        raise ValueError(
-            f"The text must hold at least one passage of {length} tokens, got less in "
-            f"{', '.join(map(str, files))}."
+    for text in texts:
+        windows = tokenizer(
+            text[: CHARACTERS * length * count] or " ",
+            truncation=True,
+            max_length=length,
+            padding="max_length",
+            return_overflowing_tokens=True,
+            return_tensors="pt",
         )
+        found += windows["input_ids"][windows["attention_mask"].all(1)].unbind()
+    if not found:
+        raise ValueError(f"The text must fill at least one passage of {length} tokens, got less.")
     chosen = random.Random(seed).sample(found, min(count, len(found)))
     return torch.stack(chosen)
