@@ -16,7 +16,7 @@ from nystromer.bench import read_csv
 
 HERE = Path(__file__).parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
-PAGES = (HERE.parent / "README.md", DOCS / "results.md")
+PAGES = (HERE.parent / "README.md", *sorted(DOCS.glob("*.md")))
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -67,7 +67,39 @@ def scaling_table() -> str:
     return markdown(["N", *methods], lines)
 
 
-TABLES = {"cpu": cpu_table, "differences": differences_table, "scaling": scaling_table}
+def hf_embeddings_table() -> str:
+    """Mean cosine (and that of the worst passage) by text and number of landmarks."""
+    cells: dict[str, dict[str, str]] = {}
+    for r in rows("hf_embeddings"):
+        figure = f"{float(r['mean_cosine']):.2f} ({float(r['min_cosine']):.2f})"
+        where = "" if r["layers"] == "all" else ", layers " + ", ".join(r["layers"].split())
+        found = cells.setdefault(r["text"], {})
+        found[f"M = {r['num_landmarks']}{where}"] = figure
+        found["two passages"] = f"{float(r['cosine_between_passages']):.2f}"
+    columns = sorted(next(iter(cells.values())), key="two passages".__eq__)
+    return markdown(["text", *columns], [[t, *map(x.get, columns)] for t, x in cells.items()])
+
+
+def hf_speed_table() -> str:
+    lines = [
+        [
+            f"{int(r['n']):,}",
+            f"{float(r['exact_ms']):,.0f} ms",
+            f"{float(r['ours_ms']):,.0f} ms",
+            f"**{float(r['ratio']):.1f}×**",
+        ]
+        for r in rows("hf_speed")
+    ]
+    return markdown(["tokens", "exact", "Nyström, M = 64", "faster"], lines)
+
+
+TABLES = {
+    "cpu": cpu_table,
+    "differences": differences_table,
+    "scaling": scaling_table,
+    "hf_embeddings": hf_embeddings_table,
+    "hf_speed": hf_speed_table,
+}
 
 
 def main() -> None:

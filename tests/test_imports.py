@@ -1,5 +1,8 @@
+import importlib
 import subprocess
 import sys
+
+import pytest
 
 HEAVY = (
     "transformers",
@@ -24,3 +27,10 @@ def test_import_nystromer_loads_torch_and_nothing_else_heavy():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_hf_names_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "nystromer.hf", raising=False)
+    with pytest.raises(ImportError, match=r"needs transformers: pip install nystromer\[hf\]"):
+        importlib.import_module("nystromer.hf")

@@ -1,4 +1,4 @@
-"""The pseudo-inverse of kernel_2, by iteration (eq. 14) or with a ridge, and its gradient."""
+"""The pseudo-inverse of kernel_2, by iteration (eq. 14) or with a ridge."""
 
 from __future__ import annotations
 
@@ -23,12 +23,6 @@ class Pinv(NamedTuple):
         if self.ridge is not None:
             return ridge_pinv(matrix, self.ridge)
         return iterative_pinv(matrix, self.iterations, self.init)
-
-    def backward(self, matrix: Tensor, grad: Tensor) -> Tensor:
-        """Gradient of kernel_2 from that of `of(kernel_2)`, without autograd."""
-        if self.ridge is not None:
-            return ridge_pinv_backward(matrix, grad, self.ridge)
-        return iterative_pinv_backward(matrix, grad, self.iterations, self.init)
 
 
 def pinv_start(matrix: Tensor, init: str = "matrix") -> Tensor:
@@ -73,55 +67,6 @@ def iterative_pinv(matrix: Tensor, iterations: int = 6, init: str = "matrix") ->
         az = matrix @ z
         z = 0.25 * z @ (13 * identity - az @ (15 * identity - az @ (7 * identity - az)))
     return z
-
-
-def iterative_pinv_backward(
-    matrix: Tensor, grad: Tensor, iterations: int = 6, init: str = "matrix"
-) -> Tensor:
-    r"""Gradient of A from the gradient of `iterative_pinv(A)`, for operations below autograd.
-
-    A step is W = A Z, P_1 = 7 I - W, P_2 = 15 I - W P_1, P_3 = 13 I - W P_2, Z' = 1/4 Z P_3; its
-    adjoint reads these five lines from the last to the first.
-
-    Args:
-        matrix: A, [B, H, M, M], without negative entries.
-        grad: Of the inverse, [B, H, M, M].
-        iterations, init: As `iterative_pinv`.
-
-    Returns:
-        [B, H, M, M].
-    """
-    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    z, steps = pinv_start(matrix, init), []
-    for _ in range(iterations):
-        w = matrix @ z
-        p_1 = 7 * identity - w
-        p_2 = 15 * identity - w @ p_1
-        p_3 = 13 * identity - w @ p_2
-        steps.append((z, w, p_1, p_2, p_3))
-        z = 0.25 * z @ p_3
-    grad_matrix = torch.zeros_like(matrix)
-    for z, w, p_1, p_2, p_3 in reversed(steps):
-        grad_p_3 = 0.25 * z.mT @ grad
-        grad_p_2 = -w.mT @ grad_p_3
-        grad_w = w.mT @ grad_p_2 - grad_p_3 @ p_2.mT - grad_p_2 @ p_1.mT
-        grad_matrix += grad_w @ z.mT
-        grad = 0.25 * grad @ p_3.mT + matrix.mT @ grad_w
-    return grad_matrix + _start_backward(matrix, grad, init)
-
-
-def _start_backward(matrix: Tensor, grad: Tensor, init: str) -> Tensor:
-    """Gradient of A from that of Z_0; equal maxima share it, as in torch's amax."""
-    dims = NORM_DIMS[init]
-    columns, rows = matrix.sum(-2), matrix.sum(-1)  # [B, H, M]
-    column_norm, row_norm = columns.amax(dims, True), rows.amax(dims, True)  # [b, h, 1]
-    c = (column_norm * row_norm)[..., None]
-    grad_c = -(grad * matrix.mT).sum((-2, -1), keepdim=True) / c**2
-    grad_c = grad_c.sum_to_size(c.shape)
-    in_columns, in_rows = columns == column_norm, rows == row_norm
-    to_columns = row_norm * in_columns / in_columns.sum(dims, True)
-    to_rows = column_norm * in_rows / in_rows.sum(dims, True)
-    return grad.mT / c + grad_c * (to_columns[..., None, :] + to_rows[..., :, None])
 
 
 def ridge_pinv(matrix: Tensor, ridge: float) -> Tensor:

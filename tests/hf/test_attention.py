@@ -60,8 +60,8 @@ def test_attention_function_repeats_grouped_keys():
 @pytest.mark.parametrize("n", [31, 32])
 def test_attention_is_exact_below_min_length(n):
     q, k, v = qkv(n=n)
-    exact = F.scaled_dot_product_attention(q, k, v)
-    is_exact = torch.allclose(call(layer(), q, k, v), exact, atol=1e-5)
+    exact = F.scaled_dot_product_attention(q, k, v, scale=0.7)
+    is_exact = torch.allclose(call(layer(), q, k, v, scaling=0.7), exact, atol=1e-5)
     assert is_exact == (n < 32)
 
 
@@ -119,6 +119,16 @@ def test_attention_refuses_by_reason(options, message):
     q, k, v = qkv()
     with pytest.raises(ValueError, match=message):
         call(layer(), q, k, v, **options)
+
+
+class SomeCrossAttention(nn.Module):
+    """BERT's, say: neither its shapes nor its attributes tell."""
+
+
+def test_attention_refuses_cross_attention_of_equal_lengths():
+    q, k, v = qkv()
+    with pytest.raises(ValueError, match=r"SomeCrossAttention cannot .*: it is cross-attention"):
+        call(SomeCrossAttention(), q, k, v)
 
 
 def test_attention_refuses_keys_of_another_length():

@@ -56,7 +56,18 @@ def test_nystromize_takes_a_plan(tmp_path):
     assert plan_of(model) == plan
 
 
-@pytest.mark.parametrize("wrong", [{"model_type": "esm"}, {"layers": ()}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model_type": "esm"},
+        {"layers": ()},
+        {
+            "layers": [
+                LayerChoice(f"encoder.layer.{i}.attention.self", num_heads=2) for i in (0, 1, 2)
+            ]
+        },
+    ],
+)
 def test_nystromize_refuses_a_plan_for_another_model(wrong):
     plan = plan_of(nystromize(bert(), 8))
     other = Plan(**{"model_type": plan.model_type, "layers": plan.layers, **wrong})
@@ -79,6 +90,11 @@ def test_nystromize_leaves_a_shared_config_alone():
     nystromize(ours, 8)
     assert torch.equal(other(**inputs)[0], before)
     assert not hasattr(config, "nystrom")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nystromize_leaves_the_mode_as_it_was(training):
+    assert nystromize(bert().train(training), 8).training is training
 
 
 def test_nystromize_converts_again():
@@ -119,7 +135,10 @@ def test_plan_of_refuses_a_model_without_one():
 def test_nystromize_asks_for_an_example_that_it_cannot_make_up(monkeypatch):
     model = bert()
     monkeypatch.setattr(BertModel, "main_input_name", "table", raising=False)
-    with pytest.raises(ValueError, match="made up for BertModel, whose main input is table; pass"):
+    message = (
+        r"BertModel could not be tried on inputs made up from its config \(its main input is t"
+    )
+    with pytest.raises(ValueError, match=message):
         nystromize(model, 8)
     assert model.config._attn_implementation == "sdpa"
     nystromize(model, 8, example=tokens())
@@ -146,3 +165,12 @@ def test_plain_swap_of_a_real_encoder_keeps_its_embeddings():
     cosines = torch.cosine_similarity(exact, swapped)
     assert cosines.mean() > 0.86
     assert cosines.max() < 0.99  # something was swapped
+
+
+def test_taps_that_no_weights_were_saved_for_start_at_zero(tmp_path):
+    """An old checkpoint under a config that asks for a convolution."""
+    config = nystromize(bert(), 8, conv_kernel_size=33).config
+    bert().save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path, config=config)
+    for layer in model.encoder.layer:
+        assert torch.equal(layer.attention.self.nystrom_conv, torch.zeros(4, 33))

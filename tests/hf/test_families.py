@@ -2,10 +2,17 @@ import re
 
 import pytest
 import torch
-from transformers import BartModel, ModernBertModel
+from transformers import (
+    BartModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    ModernBertModel,
+)
 
 from cases import assert_close
-from families import FAMILIES, IGNORING, REFUSED, build, text
+from families import CLIP_TEXT, FAMILIES, IGNORING, REFUSED, VISION, build, text
 from nystromer.hf import attention, nystromize, plan_of
 
 
@@ -88,3 +95,26 @@ def test_a_decoder_keeps_running_beside_a_converted_encoder():
     keep = inputs["attention_mask"].bool()
     assert_close(after.encoder_last_hidden_state[keep], exact.encoder_last_hidden_state[keep], 1e-5)
     assert_close(after.last_hidden_state[keep], exact.last_hidden_state[keep], 1e-5)
+
+
+def test_a_model_of_two_encoders_converts_what_it_can(tmp_path):
+    """CLIP's text encoder is causal. Both configs, and the choice, come back."""
+    text_config, vision_config = CLIPTextConfig(**CLIP_TEXT), CLIPVisionConfig(**VISION)
+    config = CLIPConfig(text_config=text_config.to_dict(), vision_config=vision_config.to_dict())
+    model = CLIPModel(config).eval()
+    inputs = {"input_ids": torch.randint(3, 99, (2, 20)), "pixel_values": torch.randn(2, 3, 32, 32)}
+    with pytest.raises(
+        ValueError, match=r"CLIPModel could not be tried on inputs made up .*example"
+    ):
+        nystromize(model, 4)
+    with torch.no_grad():
+        exact = model(**inputs)
+        nystromize(model, 4, min_length=1, strict=False, example=inputs)
+        converted = model(**inputs)
+        assert_close(converted.text_embeds, exact.text_embeds, 1e-5)
+        assert (converted.image_embeds - exact.image_embeds).abs().max() > 1e-5
+        model.save_pretrained(tmp_path)
+        loaded = CLIPModel.from_pretrained(tmp_path).eval()
+        assert_close(loaded(**inputs).image_embeds, converted.image_embeds, 1e-5)
+        without = CLIPModel.from_pretrained(tmp_path, attn_implementation="sdpa").eval()
+        assert_close(without(**inputs).image_embeds, exact.image_embeds, 1e-5)

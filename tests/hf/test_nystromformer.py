@@ -110,6 +110,15 @@ def test_every_form_of_mask_gives_the_same_states():
         model(ids, attention_mask=torch.ones(60, 60).tril().bool()[None, None])
 
 
+def test_masks_never_grow_with_the_square_of_the_length():
+    model, seen = ours(), []
+    model.encoder.layer[0].register_forward_hook(lambda module, args, output: seen.append(args[1]))
+    mask = torch.ones(2, 60)
+    mask[1, 40:] = 0
+    model(words(2, 60), attention_mask=mask)
+    assert seen[0].shape == (2, 60)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_model_runs_in_half_precision(dtype):
     model, ids = ours(), words(2)
@@ -132,6 +141,7 @@ def test_output_attentions_are_the_map_that_values_are_multiplied_by():
 
 def test_pretraining_learns_words_and_sentence_order(tmp_path):
     model = ours(hf.NystromformerForPreTraining)
+    assert not model.sentence_order.bias.any()  # initialised as the rest of the model is
     ids, order = words(2, 40), torch.tensor([0, 1])
     labels = ids.masked_fill(torch.rand(ids.shape) < 0.8, -100)
     both = model(ids, labels=labels, sentence_order_label=order)

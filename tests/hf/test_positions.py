@@ -33,6 +33,18 @@ def test_resize_positions_copies_what_was_learnt(name, tmp_path):
     assert_close(model(ids[:, :40])[0], before, 1e-6)
 
 
+def test_a_converted_model_refuses_tokens_beyond_its_positions(tmp_path):
+    model = transformers.RobertaForMaskedLM(CONFIGS["roberta"]).eval()
+    model = nystromize(model, 8)
+    ids = torch.randint(5, 99, (1, 41))
+    model.save_pretrained(tmp_path)
+    for x in (model, transformers.AutoModel.from_pretrained(tmp_path)):
+        x(ids[:, :40])
+        with pytest.raises(ValueError, match=r"The model has 40 positions, got 41 tokens; trunc"):
+            x(ids)
+        resize_positions(x, 41)(ids)
+
+
 def test_resize_positions_goes_with_nystromize():
     model = nystromize(resize_positions(build("bert")[0], 1000), 8)
     assert model(torch.randint(5, 99, (1, 1000)))[0].isfinite().all()

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from nystromer import cli
-from nystromer.hf import Plan, plan_of
+from nystromer.hf import LayerChoice, Plan, plan_of
 from nystromer.recipes import distill as distill_module
 from nystromer.recipes.distill import Settings, distance
 from nystromer.recipes.encoder import distill_encoder
@@ -35,7 +35,14 @@ def run(monkeypatch, capsys):
 @pytest.fixture
 def brief(monkeypatch):
     """A distillation of a few steps on the tiny encoder."""
-    few = Settings(steps=12, eval_every=6, batch_size=2, learning_rate=1e-3, calibration_passages=2)
+    few = Settings(
+        steps=12,
+        eval_every=6,
+        batch_size=2,
+        learning_rate=3e-5,
+        conv_learning_rate=1e-4,
+        calibration_passages=2,
+    )
     monkeypatch.setattr(distill_module, "Settings", lambda steps: few)
 
 
@@ -78,7 +85,7 @@ def test_distill_comes_closer_and_leaves_a_model(run, encoder, text, tmp_path, b
     code, out, _ = run(*words, "--num-landmarks", M)
     assert code == 0
     errors = [float(x) for x in re.findall(r"(\d\.\d+) *$", out, re.M)]
-    assert errors[0] > errors[1] > errors[2]  # swapped, calibrated, after 12 steps
+    assert errors[0] > errors[1] >= errors[2]  # swapped, calibrated, after 12 steps
     assert "after 12 steps" in out
     model = AutoModel.from_pretrained(output)
     assert [x.num_landmarks for x in plan_of(model).layers] == [M] * 2
@@ -86,8 +93,10 @@ def test_distill_comes_closer_and_leaves_a_model(run, encoder, text, tmp_path, b
     assert model.config.hidden_dropout_prob == 0.1  # as it was
     assert not (output / "checkpoints").exists()
     code, _, error = run(*words)
-    assert (code, error) == (2, f"`--output` must be a new folder, got {output}, which exists alr"
-                                "eady.")  # fmt: skip
+    assert (code, error) == (
+        2,
+        f"`--output` must be a new folder, got {output}, which exists already.",
+    )
 
 
 def test_distill_goes_on_where_it_was_interrupted(encoder, text, tmp_path, monkeypatch):
@@ -120,6 +129,20 @@ def test_distill_stops_when_it_no_longer_improves(encoder, text, tmp_path):
     assert found.steps < 20
     after, before = found.stages[f"after {found.steps} steps"], found.stages["calibrated"]
     assert after.error < 2 * before.error  # the best step is kept, not the last
+
+
+def test_distill_lowers_the_distance_to_the_exact_twin(encoder, text, tmp_path):
+    """From a poor start: the plain swap, with four landmarks and no fitted convolution."""
+    settings = Settings(steps=30, eval_every=30, batch_size=4, learning_rate=1e-4)
+    plan = tmp_path / "plan.json"
+    names = [f"encoder.layer.{i}.attention.self" for i in (0, 1)]
+    layers = tuple(LayerChoice(name, num_landmarks=M, conv_kernel_size=5) for name in names)
+    plan.write_text(Plan("bert", layers).to_json())
+    options = {"plan": plan, "settings": settings, "num_landmarks": M}
+    found = distill_encoder(str(encoder), [text], tmp_path / "out", **options)
+    swapped, start, after = found.stages.values()
+    assert start == swapped
+    assert after.error < 0.95 * start.error
 
 
 def test_distance_by_hand():

@@ -114,7 +114,8 @@ class NystromAttention(nn.Module):
             taps = self._taps()
             if taps is not None:
                 output = output + convolution(v, taps)
-        output = self.to_out(output.transpose(1, 2).flatten(2))[:, -x.shape[1] :]
+        output = output[:, :, -x.shape[1] :].transpose(1, 2).flatten(2)
+        output = self.to_out(output)
         if return_attn_matrices and tables is not None:
             return output, tables
         if return_attn and tables is not None:

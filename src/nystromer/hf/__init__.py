@@ -14,7 +14,6 @@ from nystromer.hf.attention import nystrom_attention_forward as nystrom_attentio
 from nystromer.hf.calibrate import calibrate as calibrate
 from nystromer.hf.checkpoints import load_original as load_original
 from nystromer.hf.convert import nystromize as nystromize
-from nystromer.hf.convert import plan_of as plan_of
 from nystromer.hf.layers import attention_layers as attention_layers
 from nystromer.hf.layers import intercepted as intercepted
 from nystromer.hf.nystromformer import NystromformerConfig as NystromformerConfig
@@ -36,3 +35,4 @@ from nystromer.hf.nystromformer import NystromformerModel as NystromformerModel
 from nystromer.hf.plan import LayerChoice as LayerChoice
 from nystromer.hf.plan import Plan as Plan
 from nystromer.hf.positions import resize_positions as resize_positions
+from nystromer.hf.restore import plan_of as plan_of

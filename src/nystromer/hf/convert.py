@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from nystromer.hf.attention import CHOICE, CONV, NAME
+from nystromer.hf.attention import CONV, NAME
 from nystromer.hf.layers import FoundLayer, attention_layers, base_name
 from nystromer.hf.plan import LayerChoice, Plan
+from nystromer.hf.restore import attach
 
 logger = logging.getLogger(__name__)
-DROPOUTS = ("dropout", "dropout_p", "dropout_prob", "attention_dropout")
 
 
 def nystromize(
@@ -112,42 +111,6 @@ def nystromize(
     return model
 
 
-def plan_of(model: PreTrainedModel) -> Plan:
-    """What `nystromize` chose for this model.
-
-    Raises:
-        ValueError: If the model was not converted.
-    """
-    data = getattr(model.config, NAME, None)
-    if data is None:
-        raise ValueError(f"{type(model).__name__} has no plan; convert it with nystromize first.")
-    return Plan.from_dict(data)
-
-
-def attach(model: PreTrainedModel) -> bool:
-    """Gives every layer that `model.config.nystrom` names its choice; False if one is missing."""
-    plan = plan_of(model)
-    modules = {base_name(model, name): module for name, module in model.named_modules()}
-    if not all(choice.name in modules for choice in plan.layers):
-        return False
-    model.config.attn_implementation = NAME  # as from_pretrained wants it in config.json
-    for choice in plan.layers:
-        module = modules[choice.name]
-        setattr(module, CHOICE, choice)
-        if choice.attention == "exact":
-            continue
-        _without_dropout(module)
-        kernel = choice.conv_kernel_size
-        if kernel is None:
-            module.register_parameter(CONV, None)
-        elif getattr(getattr(module, CONV, None), "shape", None) != (choice.num_heads, kernel):
-            like = next(module.parameters())
-            module.register_parameter(
-                CONV, nn.Parameter(like.new_zeros(choice.num_heads or 1, kernel))
-            )
-    return True
-
-
 def _set_taps(model: PreTrainedModel, choices: Sequence[LayerChoice]) -> None:
     modules = {base_name(model, name): module for name, module in model.named_modules()}
     for choice in choices:
@@ -155,16 +118,6 @@ def _set_taps(model: PreTrainedModel, choices: Sequence[LayerChoice]) -> None:
             parameter = getattr(modules[choice.name], CONV)
             with torch.no_grad():
                 parameter.copy_(torch.tensor(choice.conv_taps))
-
-
-def _without_dropout(module: nn.Module) -> None:
-    """transformers reads the attention's p from one of these attributes."""
-    for name in DROPOUTS:
-        dropout = getattr(module, name, None)
-        if isinstance(dropout, nn.Dropout):
-            dropout.p = 0.0
-        elif isinstance(dropout, float):
-            setattr(module, name, 0.0)
 
 
 def _own_config(model: PreTrainedModel) -> None:
@@ -191,11 +144,15 @@ def _numbers(layers: Sequence[int] | None, count: int) -> set[int]:
 
 def _check_plan(plan: Plan, model: PreTrainedModel, found: Sequence[FoundLayer]) -> None:
     names = [layer.name for layer in found]
-    if plan.model_type != model.config.model_type or {x.name for x in plan.layers} != set(names):
+    heads = {layer.name: layer.num_heads for layer in found}
+    planned = {
+        c.name: heads.get(c.name) if c.num_heads is None else c.num_heads for c in plan.layers
+    }
+    if plan.model_type != model.config.model_type or planned != heads:
         raise ValueError(
             f"`plan` was made for another model: a {plan.model_type} with {len(plan.layers)} "
             f"attention layers, got a {model.config.model_type} with {len(names)} "
-            f"({names[0]} ... {names[-1]}); make one for this model."
+            f"of {found[0].num_heads} heads ({names[0]} ... {names[-1]}); make one for this model."
         )
 
 
@@ -210,20 +167,3 @@ def _say(model: PreTrainedModel, choices: Sequence[LayerChoice]) -> None:
         len(choices),
         kept,
     )
-
-
-def _restore_on_construction() -> None:
-    """Lets from_pretrained bring a plan back: a model whose config holds one gets it at the end of
-    its construction, before weights are loaded. transformers has no hook for it but this method."""
-    post_init = PreTrainedModel.post_init
-
-    @functools.wraps(post_init)
-    def post_init_and_attach(self: PreTrainedModel) -> None:
-        if getattr(self.config, NAME, None) is not None:
-            attach(self)
-        post_init(self)
-
-    PreTrainedModel.post_init = post_init_and_attach  # type: ignore[method-assign]
-
-
-_restore_on_construction()

@@ -30,7 +30,8 @@ def attention_layers(
     """The attention layers that the model really calls, in order, from one run on `example`.
 
     Raises:
-        ValueError: If none of them goes through transformers' attention interface.
+        ValueError: If none of them goes through transformers' attention interface, or no example
+            can be made up.
     """
     found: dict[nn.Module, FoundLayer] = {}
     names = {module: name for name, module in model.named_modules()}
@@ -42,15 +43,24 @@ def attention_layers(
         return exact_attention_forward(module, query, key, *args, **kwargs)
 
     with intercepted(model, record):
-        inputs = example_inputs(model) if example is None else dict(example)
         training = model.training
         try:
             with torch.no_grad():
-                model.eval()(**inputs)
+                model.eval()(**(example_inputs(model) if example is None else example))
+        except Exception as error:
+            if example is not None:
+                raise
+            raise ValueError(
+                f"{type(model).__name__} could not be tried on inputs made up from its config "
+                f"({error}); pass a batch of its inputs as example={{...}}."
+            ) from error
         finally:
             model.train(training)
     if not found:
-        raise ValueError(_ignores(model))
+        raise ValueError(
+            f"{type(model).__name__} ignores transformers' attention interface, so its attention "
+            "cannot be replaced; models that follow it accept attn_implementation='sdpa'."
+        )
     return list(found.values())
 
 
@@ -60,8 +70,6 @@ def intercepted(model: PreTrainedModel, function: Callable) -> Iterator[None]:
 
     Masks arrive as `nystrom_mask` makes them.
     """
-    if not model._can_set_attn_implementation():
-        raise ValueError(_ignores(model))
     configs: dict[int, Any] = {
         id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None
     }
@@ -78,10 +86,3 @@ def intercepted(model: PreTrainedModel, function: Callable) -> Iterator[None]:
 def base_name(model: PreTrainedModel, name: str) -> str:
     """A module's name in the base model, the same with and without a head on it."""
     return name.removeprefix(f"{model.base_model_prefix}.")
-
-
-def _ignores(model: PreTrainedModel) -> str:
-    return (
-        f"{type(model).__name__} ignores transformers' attention interface, so its attention "
-        "cannot be replaced; models that follow it accept attn_implementation='sdpa' and 'eager'."
-    )

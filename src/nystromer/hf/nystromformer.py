@@ -5,7 +5,6 @@ Nothing is copied: transformers builds its model, then the classes in `OURS` tak
 """
 
 # No `from __future__ import annotations` here: the config checks its fields against annotations.
-import functools
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from nystromer.checks import check_positive
 from nystromer.functional import nystrom_attention
 from nystromer.hf.attention import NAME
 from nystromer.hf.masks import key_mask
+from nystromer.hf.positions import refuse_longer_inputs
 from nystromer.rows import nystrom_attention_rows
 
 
@@ -123,24 +123,14 @@ class Swapped(PreTrainedModel):
                 module.__class__ = OURS[type(module)]
             if isinstance(module, SelfAttention):
                 module.config = config
+        refuse_longer_inputs(self)
 
     def get_correct_attn_implementation(self, *args: Any, **kwargs: Any) -> str:
         return NAME  # for its masks: [B, N], where "eager" makes [B, 1, N, N]
 
 
 class NystromformerModel(Swapped, theirs.NystromformerModel):
-    @functools.wraps(theirs.NystromformerModel.forward)
-    def forward(  # type: ignore[override]
-        self, input_ids: Tensor | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
-        positions = self.embeddings.position_ids.shape[1]
-        if tokens is not None and tokens.shape[1] > positions:
-            raise ValueError(
-                f"The model has {positions} positions, got {tokens.shape[1]} tokens; truncate "
-                f"them, or call nystromer.hf.resize_positions(model, {tokens.shape[1]})."
-            )
-        return super().forward(input_ids, *args, **kwargs)
+    pass
 
 
 class NystromformerForMaskedLM(Swapped, theirs.NystromformerForMaskedLM):

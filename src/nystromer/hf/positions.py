@@ -29,11 +29,7 @@ def resize_positions(model: PreTrainedModel, num_positions: int) -> PreTrainedMo
         ValueError: If num_positions is below 1, or the model has not one table of positions.
     """
     check_positive("num_positions", num_positions)
-    found = [
-        module
-        for module in model.modules()
-        if isinstance(getattr(module, "position_embeddings", None), nn.Embedding)
-    ]
+    found = _with_table(model)
     if len(found) != 1:
         raise ValueError(
             f"`model` must have one table of learnt positions, got {len(found)} in "
@@ -56,6 +52,34 @@ def resize_positions(model: PreTrainedModel, num_positions: int) -> PreTrainedMo
             embeddings.register_buffer(name, longer[None], persistent=False)
     model.config.max_position_embeddings += added
     return model
+
+
+def refuse_longer_inputs(model: PreTrainedModel) -> None:
+    """From now on more tokens than positions are an error that says so, before torch's."""
+    base = model.base_model
+    if len(_with_table(base)) == 1 and _check not in base._forward_pre_hooks.values():
+        base.register_forward_pre_hook(_check, with_kwargs=True)
+
+
+def _check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    tokens = args[0] if args else kwargs.get("input_ids")
+    tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+    embeddings: Any = _with_table(model)[0]
+    table = embeddings.position_embeddings
+    positions = table.num_embeddings - _first_position(embeddings, table)
+    if tokens is not None and tokens.shape[1] > positions:
+        raise ValueError(
+            f"The model has {positions} positions, got {tokens.shape[1]} tokens; truncate them, or "
+            f"call nystromer.hf.resize_positions(model, {tokens.shape[1]})."
+        )
+
+
+def _with_table(model: nn.Module) -> list[nn.Module]:
+    return [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, "position_embeddings", None), nn.Embedding)
+    ]
 
 
 def _first_position(embeddings: nn.Module, table: nn.Embedding) -> int:

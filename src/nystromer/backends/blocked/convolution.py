@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nystromer.backends.blocked.sequences import Sequence, Workspace
 
-TILE = 32  # outputs a Toeplitz matrix makes; T + K - 1 products each
+TILE = 16  # outputs a Toeplitz matrix makes; T + K - 1 products each
 
 
 class Convolution:
@@ -24,8 +24,9 @@ class Convolution:
 
     def __init__(self, taps: Tensor, x: Tensor, sequence: Sequence, work: Workspace) -> None:
         self.x, self.sequence, self.work = x, sequence, work
-        self.kernel = taps.shape[1]
+        self.heads, self.kernel = taps.shape
         self.toeplitz = _toeplitz(taps)  # [H, T, T + K - 1]
+        self.repeated = self.toeplitz[:0]
 
     def block(self, i: int, j: int) -> Tensor:
         """Outputs at positions i ... j, [H, j - i, D]; a view of scratch memory."""
@@ -34,33 +35,38 @@ class Convolution:
     def add_to(self, output: Tensor, sequence: Sequence) -> None:
         """Adds all outputs at the real positions of `sequence`."""
         for i, j in sequence.blocks(self.work.block):
-            output_block = self.block(i, j).add_(output[:, i:j])
-            sequence.write(output, i, j, output_block)
+            sequence.write(output, i, j, output[:, i:j], self.block(i, j))
 
     def product(self, windows: Tensor) -> Tensor:
         """Outputs [H, tiles * T, D] of windows [H, tiles, T + K - 1, D]."""
         heads, tiles, _, dim = windows.shape
-        out = self.work("convolved", heads, tiles * TILE, dim)
-        for h in range(heads):
-            toeplitz = self.toeplitz[h].expand(tiles, -1, -1)
-            torch.bmm(toeplitz, windows[h], out=out[h].view(tiles, TILE, dim))
-        return out
+        if len(self.repeated) != heads * tiles:
+            self.repeated = self.toeplitz.repeat_interleave(tiles, 0)
+        out = self.work("convolved", heads * tiles, TILE, dim, dtype=windows.dtype)
+        torch.bmm(self.repeated, windows.flatten(0, 1), out=out)
+        return out.view(heads, tiles * TILE, dim)
 
     def windows(self, i: int, j: int) -> Tensor:
-        """The overlapping windows of x that the tiles of i ... j read, [H, tiles, T + K - 1, D]."""
-        heads, _, dim = self.x.shape
-        tiles = -(-(j - i) // TILE)
-        halo = self.work("halo", heads, tiles * TILE + self.kernel - 1, dim)
+        """The overlapping windows of x that the tiles of i ... j read, [H, tiles, T + K - 1, D].
+
+        As many tiles more as make all windows of all heads equally far apart, for one product.
+        """
+        dim, reach = self.x.shape[2], TILE + self.kernel - 1
+        tiles = -(-(j - i + self.kernel - 1) // TILE)
+        rows = self.heads * tiles * TILE
+        memory = self.work("halo", rows + reach, dim, dtype=self.toeplitz.dtype)
+        memory[rows:].zero_()
+        halo = memory[:rows].view(self.heads, tiles * TILE, dim)
         first = i - self.kernel // 2
         start = max(first, self.sequence.start)
-        stop = max(start, min(first + halo.shape[1], self.sequence.stop))
+        stop = max(start, min(j + self.kernel // 2, self.sequence.stop))
         halo[:, : start - first].zero_()
-        halo[:, start - first : stop - first] = self.sequence.read(
+        halo[:, start - first : stop - first] = self.sequence.read_factor(
             self.x, start, stop, self.work, "halo source"
         )
         halo[:, stop - first :].zero_()
-        shape = (heads, tiles, TILE + self.kernel - 1, dim)
-        return halo.as_strided(shape, (halo.stride(0), TILE * dim, dim, 1))
+        shape = (self.heads, tiles, reach, dim)
+        return memory.as_strided(shape, (halo.stride(0), TILE * dim, dim, 1))
 
 
 class ConvolutionBackward:
@@ -74,28 +80,29 @@ class ConvolutionBackward:
     def __init__(self, taps: Tensor, grad_output: Tensor, sequence: Sequence, work: Workspace):
         heads, self.kernel = taps.shape
         self.reversed = Convolution(taps.flip(1), grad_output, sequence, work)
-        self.table = taps.new_zeros(heads, TILE, TILE + self.kernel - 1)
+        self.table = work.zeros(heads, TILE, TILE + self.kernel - 1)
         self.work = work
 
     def block(self, x: Tensor, i: int, j: int) -> Tensor:
         """Gradient of the input x[:, i:j] = [H, j - i, D]; a view of scratch memory."""
-        windows = self.reversed.windows(i, j)  # of grad_output, [H, tiles, T + K - 1, D]
-        heads, tiles, reach, dim = windows.shape
-        padded = self.work("tiles", heads, tiles * TILE, dim)
+        windows = self.reversed.windows(i, j)  # of grad_output, [H, > tiles, T + K - 1, D]
+        heads, _, reach, dim = windows.shape
+        tiles = -(-(j - i) // TILE)
+        padded = self.work("tiles", heads, tiles * TILE, dim, dtype=x.dtype)
         padded[:, : j - i] = x
         padded[:, j - i :].zero_()
-        by_row = self.work("tiles by row", heads, TILE, tiles, dim)
+        by_row = self.work("tiles by row", heads, TILE, tiles, dim, dtype=x.dtype)
         by_row.copy_(padded.unflatten(1, (tiles, TILE)).transpose(1, 2))
-        window_rows = self.work("windows by row", heads, reach, tiles, dim)
-        window_rows.copy_(windows.transpose(1, 2))
-        self.table.baddbmm_(by_row.flatten(2), window_rows.flatten(2).mT)
+        window_rows = self.work("windows by row", heads, reach, tiles, dim, dtype=x.dtype)
+        window_rows.copy_(windows[:, :tiles].transpose(1, 2))
+        self.work.add_product(self.table, by_row.flatten(2), window_rows.flatten(2).mT)
         return self.reversed.product(windows)[:, : j - i]
 
     def add_to(self, grad: Tensor, x: Tensor, sequence: Sequence) -> None:
         """Adds the gradient of x at the real positions of `sequence`."""
         for i, j in sequence.blocks(self.work.block):
-            grad_block = self.block(sequence.read(x, i, j, self.work, "input"), i, j)
-            sequence.write(grad, i, j, grad_block.add_(grad[:, i:j]))
+            x_block = sequence.read_factor(x, i, j, self.work, "input")
+            sequence.write(grad, i, j, grad[:, i:j], self.block(x_block, i, j))
 
     def taps(self) -> Tensor:
         """Gradient of the taps, [H, K]."""

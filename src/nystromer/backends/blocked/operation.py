@@ -8,12 +8,18 @@ from torch import Tensor
 
 from nystromer.backends.blocked.attention import gather, gather_backward, scatter, scatter_backward
 from nystromer.backends.blocked.convolution import Convolution, ConvolutionBackward
+from nystromer.backends.blocked.inverse import (
+    apply_inverse,
+    apply_inverse_backward,
+    start_norm,
+    start_norm_backward,
+)
 from nystromer.backends.blocked.pairs import Pair, make_pairs, nystrom_index
 from nystromer.backends.blocked.sequences import Workspace
-from nystromer.pinv import Pinv
+from nystromer.pinv import NORM_DIMS, Pinv, ridge_pinv, ridge_pinv_backward
 from nystromer.precision import accumulation_dtype
 
-ROWS_ON_CPU = 4096  # tokens times heads of a block: its tables, a megabyte or four, stay in cache
+ROWS_A_THREAD = 2048  # tokens times heads of a block: half a megabyte a table stays in cache
 ROWS_ELSEWHERE = 1 << 18
 
 
@@ -23,9 +29,8 @@ class Small(NamedTuple):
     q_tilde: Tensor  # [B, H, M, D]
     k_tilde: Tensor  # [B, H, M, D]
     gathered: Tensor  # kernel_3 V  [B, H, M, Dv]
-    inverse: Tensor  # kernel_2⁺  [B, H, M, M]
     context: Tensor  # kernel_2⁺ kernel_3 V  [B, H, M, Dv]
-    log_mass: Tensor  # log of the row sums of kernel_3  [B, H, M, 1]
+    log2_mass: Tensor  # log2 of the row sums of kernel_3  [B, H, M, 1]
 
     def of(self, b: int, pair: Pair) -> "Small":
         """Views of sequence b, of the landmarks it uses."""
@@ -47,28 +52,23 @@ def blocked_forward(
     pinv_iterations: int,
     pinv_init: str,
     pinv_ridge: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The output, and the fields of `Small`."""
     pairs = make_pairs(query, key, mask, query_mask, num_landmarks)
     work = _workspace(query)
-    pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
     output, small = _results(query, value, num_landmarks)
     for b, pair in enumerate(pairs):
         given = None
         if query_landmarks is not None and key_landmarks is not None:
             given = (query_landmarks[b], key_landmarks[b])
         _gather(pair, query[b], key[b], value[b], given, small.of(b, pair), scale, work)
-
-    solved = nystrom_index(pairs)
-    if solved is not None:
-        kernel_2 = torch.softmax(scale * small.q_tilde[solved] @ small.k_tilde[solved].mT, -1)
-        small.inverse[solved] = pinv.of(kernel_2)
-        small.context[solved] = small.inverse[solved] @ small.gathered[solved]
-
+    pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
+    _solve(small, nystrom_index(pairs), scale, pinv)
     for b, pair in enumerate(pairs):
         convolution = None
         if conv_weight is not None:
-            convolution = Convolution(conv_weight.to(work.dtype), value[b], pair.keys, work)
+            taps = conv_weight.to(work.factor_dtype)
+            convolution = Convolution(taps, value[b], pair.keys, work)
         _scatter(pair, query[b], small.of(b, pair), output[b], convolution, scale, work)
     return output, *small
 
@@ -98,9 +98,9 @@ def _gather(
     else:
         small.q_tilde.copy_(pair.queries.means(query, pair.num_landmarks))
         small.k_tilde.copy_(pair.keys.means(key, pair.num_landmarks))
-    gathered, log_mass = gather(small.q_tilde * scale, key, value, pair.keys, work)
+    gathered, log2_mass = gather(small.q_tilde * scale, key, value, pair.keys, work)
     small.gathered.copy_(gathered)
-    small.log_mass.copy_(log_mass)
+    small.log2_mass.copy_(log2_mass)
 
 
 def _scatter(
@@ -126,6 +126,19 @@ def _scatter(
         scatter(query, landmarks, small.context, pair.queries, output, convolution, work)
 
 
+def _solve(small: Small, chosen: list[int] | slice | None, scale: float, pinv: Pinv) -> None:
+    """context = kernel_2⁺ · gathered, of the sequences chosen."""
+    if chosen is None:
+        return
+    gathered = small.gathered[chosen]
+    kernel_2 = torch.softmax(scale * small.q_tilde[chosen] @ small.k_tilde[chosen].mT, -1)
+    if pinv.ridge is not None:
+        small.context[chosen] = ridge_pinv(kernel_2, pinv.ridge) @ gathered
+    else:
+        norm = start_norm(kernel_2, NORM_DIMS[pinv.init])
+        small.context[chosen] = apply_inverse(kernel_2, norm, gathered, pinv.iterations)
+
+
 @blocked_forward.register_fake
 def _(query, key, value, *rest):  # type: ignore[no-untyped-def]
     num_landmarks = rest[5]
@@ -145,9 +158,8 @@ def blocked_backward(
     q_tilde: Tensor,
     k_tilde: Tensor,
     gathered: Tensor,
-    inverse: Tensor,
     context: Tensor,
-    log_mass: Tensor,
+    log2_mass: Tensor,
     landmarks_given: bool,
     scale: float,
     pinv_iterations: int,
@@ -155,34 +167,21 @@ def blocked_backward(
     pinv_ridge: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, conv_weight (empty if none), Q~ and K~."""
-    small = Small(q_tilde, k_tilde, gathered, inverse, context, log_mass)
+    small = Small(q_tilde, k_tilde, gathered, context, log2_mass)
     grads = _gradients(query, key, value, conv_weight, q_tilde)
     grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde = grads
     grad_small = Small(grad_q_tilde, grad_k_tilde, *map(torch.zeros_like, small[2:]))
     pairs = make_pairs(query, key, mask, query_mask, q_tilde.shape[2])
     work = _workspace(query)
-    pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
-
     for b, pair in enumerate(pairs):
         of_b = (small.of(b, pair), grad_small.of(b, pair))
         _scatter_backward(pair, query[b], grad_output[b], *of_b, grad_query[b], scale, work)
-
-    solved = nystrom_index(pairs)
-    if solved is not None:
-        q, k = q_tilde[solved], k_tilde[solved]
-        kernel_2 = torch.softmax(scale * q @ k.mT, -1)
-        grad_context = grad_small.context[solved]
-        grad_small.gathered[solved] = inverse[solved].mT @ grad_context
-        grad_inverse = grad_context @ gathered[solved].mT
-        grad_kernel = pinv.backward(kernel_2, grad_inverse)
-        grad_logits = kernel_2 * (grad_kernel - (grad_kernel * kernel_2).sum(-1, keepdim=True))
-        grad_q_tilde[solved] = scale * grad_logits @ k
-        grad_k_tilde[solved] += scale * grad_logits.mT @ q
-
+    pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
+    _solve_backward(small, grad_small, nystrom_index(pairs), scale, pinv)
     for b, pair in enumerate(pairs):
         convolution = None
         if conv_weight is not None:
-            taps = conv_weight.to(work.dtype)
+            taps = conv_weight.to(work.factor_dtype)
             convolution = ConvolutionBackward(taps, grad_output[b], pair.queries, work)
         tokens, grad_tokens = (key[b], value[b]), (grad_query[b], grad_key[b], grad_value[b])
         of_b = (small.of(b, pair), grad_small.of(b, pair))
@@ -254,7 +253,7 @@ def _gather_backward(
         value,
         pair.keys,
         small.gathered,
-        small.log_mass,
+        small.log2_mass,
         grad.gathered,
         grad_key,
         grad_value,
@@ -265,6 +264,30 @@ def _gather_backward(
     if pair.few_queries:
         grad_query.zero_()
         pair.queries.put(grad_query, grad.q_tilde)
+
+
+def _solve_backward(
+    small: Small, grad: Small, chosen: list[int] | slice | None, scale: float, pinv: Pinv
+) -> None:
+    """Gradients of `_solve`: sets those of gathered and q_tilde, adds to that of k_tilde."""
+    if chosen is None:
+        return
+    q, k, gathered = (x[chosen] for x in small[:3])
+    grad_context = grad.context[chosen]
+    kernel_2 = torch.softmax(scale * q @ k.mT, -1)
+    if pinv.ridge is not None:
+        grad.gathered[chosen] = ridge_pinv(kernel_2, pinv.ridge).mT @ grad_context
+        grad_kernel = ridge_pinv_backward(kernel_2, grad_context @ gathered.mT, pinv.ridge)
+    else:
+        dims = NORM_DIMS[pinv.init]
+        norm = start_norm(kernel_2, dims)
+        grad_kernel, grad_norm, grad.gathered[chosen] = apply_inverse_backward(
+            kernel_2, norm, gathered, pinv.iterations, grad_context
+        )
+        grad_kernel += start_norm_backward(kernel_2, grad_norm, dims)
+    grad_logits = kernel_2 * (grad_kernel - (grad_kernel * kernel_2).sum(-1, keepdim=True))
+    grad.q_tilde[chosen] = scale * grad_logits @ k
+    grad.k_tilde[chosen] += scale * grad_logits.mT @ q
 
 
 @blocked_backward.register_fake
@@ -300,7 +323,9 @@ blocked_backward.register_autograd(_second_backward)
 
 
 def _workspace(query: Tensor) -> Workspace:
-    rows = ROWS_ON_CPU if query.device.type == "cpu" else ROWS_ELSEWHERE
+    rows = ROWS_A_THREAD * torch.get_num_threads()
+    if query.device.type != "cpu":
+        rows = ROWS_ELSEWHERE
     block = max(64, rows // max(1, query.shape[1]) // 64 * 64)
     return Workspace(query, accumulation_dtype(query.dtype), block)
 
@@ -320,7 +345,7 @@ def _results(query: Tensor, value: Tensor, num_landmarks: int) -> tuple[Tensor, 
         return query.new_zeros(*query.shape[:2], num_landmarks, dim, dtype=dtype)
 
     dim, value_dim = query.shape[3], value.shape[3]
-    dims = (dim, dim, value_dim, num_landmarks, value_dim, 1)  # of the fields of `Small`
+    dims = (dim, dim, value_dim, value_dim, 1)  # of the fields of `Small`
     return _empty(query, value_dim), Small(*map(small, dims))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
@@ -15,18 +14,47 @@ from nystromer.landmarks import means_of_run, spread_over_run_
 class Workspace:
     """Named scratch memory, allocated once and carved anew for every block of tokens.
 
-    A fresh buffer of a megabyte costs as much in page faults as the arithmetic done in it.
+    A fresh buffer of a megabyte costs as much in page faults as the arithmetic done in it. Tables
+    of logits and probabilities are `dtype`; the factors of products are `factor_dtype`, the same
+    or bfloat16.
     """
 
     def __init__(self, like: Tensor, dtype: torch.dtype, block: int) -> None:
         self.like, self.dtype, self.block = like, dtype, block
-        self.buffers: dict[str, Tensor] = {}
+        self.factor_dtype = torch.bfloat16 if like.dtype == torch.bfloat16 else dtype
+        self.buffers: dict[tuple[object, ...], Tensor] = {}
 
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        size = prod(shape)
-        if name not in self.buffers or self.buffers[name].numel() < size:
-            self.buffers[name] = self.like.new_empty(size, dtype=self.dtype)
-        return self.buffers[name][:size].view(shape)
+    def __call__(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        key = (name, shape, dtype)  # the last block of a sequence has a shape of its own
+        if key not in self.buffers:
+            self.buffers[key] = self.like.new_empty(shape, dtype=dtype or self.dtype)
+        return self.buffers[key]
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Zeros in `dtype`, in memory of their own."""
+        return self.like.new_zeros(shape, dtype=self.dtype)
+
+    def cast(self, x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+        """x, or its copy in scratch memory if it is of another dtype."""
+        return x if x.dtype == dtype else self(name, *x.shape, dtype=dtype).copy_(x)
+
+    def table(self, x: Tensor, name: str) -> Tensor:
+        return self.cast(x, self.dtype, name)
+
+    def factor(self, x: Tensor, name: str) -> Tensor:
+        return self.cast(x, self.factor_dtype, name)
+
+    def product(self, a: Tensor, b: Tensor, name: str) -> Tensor:
+        """a @ b of two batches of factors, itself a factor."""
+        shape = (*a.shape[:2], b.shape[2])
+        return torch.bmm(a, b, out=self(name, *shape, dtype=self.factor_dtype))
+
+    def add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        """Adds a @ b, rounded to `factor_dtype`, to a sum in `dtype`."""
+        if a.dtype == total.dtype:
+            total.baddbmm_(a, b)
+        else:
+            total.add_(torch.bmm(a, b))
 
 
 @dataclass(frozen=True)
@@ -44,6 +72,7 @@ class Sequence:
     hole: Tensor | None = None
 
     def blocks(self, size: int) -> Iterator[tuple[int, int]]:
+        """First and one past the last position of every block of `size` positions."""
         for i in range(self.start, self.stop, size):
             yield i, min(i + size, self.stop)
 
@@ -52,17 +81,30 @@ class Sequence:
         return None if self.hole is None else self.hole[i - self.start : j - self.start]
 
     def read(self, x: Tensor, i: int, j: int, work: Workspace, name: str) -> Tensor:
-        """x[:, i:j] in the workspace's dtype, zero at padding. x: [H, N, D]."""
-        part, hole = x[:, i:j], self.holes(i, j)
-        if hole is None and part.dtype == work.dtype:
-            return part
-        copy = work(name, *part.shape).copy_(part)
-        return copy if hole is None else copy.masked_fill_(hole[:, None], 0.0)
+        """x[:, i:j] in the dtype of tables, zero at padding. x: [H, N, D]."""
+        return self._read(x, i, j, work, name, work.dtype)
 
-    def write(self, x: Tensor, i: int, j: int, block: Tensor) -> None:
-        """x[:, i:j] = block, zero at padding."""
-        hole = self.holes(i, j)
-        x[:, i:j] = block if hole is None else block.masked_fill_(hole[:, None], 0.0)
+    def read_factor(self, x: Tensor, i: int, j: int, work: Workspace, name: str) -> Tensor:
+        """x[:, i:j] in the dtype of factors, zero at padding."""
+        return self._read(x, i, j, work, name, work.factor_dtype)
+
+    def _read(
+        self, x: Tensor, i: int, j: int, work: Workspace, name: str, dtype: torch.dtype
+    ) -> Tensor:
+        part, hole = x[:, i:j], self.holes(i, j)
+        if hole is None:
+            return work.cast(part, dtype, name)
+        return work(name, *part.shape, dtype=dtype).copy_(part).masked_fill_(hole[:, None], 0.0)
+
+    def write(self, x: Tensor, i: int, j: int, block: Tensor, other: Tensor | None = None) -> None:
+        """x[:, i:j] = block [+ other], zero at padding."""
+        part, hole = x[:, i:j], self.holes(i, j)
+        if other is None:
+            part.copy_(block)
+        else:
+            torch.add(block, other, out=part)
+        if hole is not None:
+            part.masked_fill_(hole[:, None], 0.0)
 
     def tokens(self, x: Tensor) -> Tensor:
         """The real tokens of x, [H, N, D] -> [H, L, D]."""
