@@ -93,12 +93,24 @@ def hf_speed_table() -> str:
     return markdown(["tokens", "exact", "Nyström, M = 64", "faster"], lines)
 
 
+def calibration_table() -> str:
+    """A line a plan, a column a text."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows("calibration"):
+        figure = f"{float(row['cosine']):.3f} ({float(row['worst']):.3f})"
+        found.setdefault((row["num_landmarks"], row["plan"]), {})[row["text"]] = figure
+    texts = list(dict.fromkeys(row["text"] for row in rows("calibration")))
+    lines = [[m, plan, *(x[text] for text in texts)] for (m, plan), x in found.items()]
+    return markdown(["M", "plan", *(f"{text}, mean (worst)" for text in texts)], lines)
+
+
 TABLES = {
     "cpu": cpu_table,
     "differences": differences_table,
     "scaling": scaling_table,
     "hf_embeddings": hf_embeddings_table,
     "hf_speed": hf_speed_table,
+    "calibration": calibration_table,
 }
 
 
