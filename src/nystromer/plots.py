@@ -97,7 +97,13 @@ def calibration_figure(found: MeasuredModel) -> Figure:
         layer_axes.plot(xs, range(len(rows)), "o", color=colour, ms=8, label=name)
     _grid(layer_axes)
     layer_axes.set_xlim(0, max(1.0, *plain) * 1.02)
-    layer_axes.legend(frameon=False, fontsize=10, labelcolor="linecolor", loc="upper right")
+    layer_axes.legend(
+        frameon=False,
+        fontsize=11,
+        labelcolor="linecolor",
+        loc="upper left",
+        bbox_to_anchor=(0, -0.16),
+    )
     _label(layer_axes, "Error of every layer's output", "relative error to exact attention", "")
     return figure
 

@@ -204,25 +204,28 @@ def plain_choice(layer: LayerSurvey) -> LayerChoice:
 def table(found: Calibration) -> Table:
     """A line a layer."""
     shown = Table(
+        title=f"layer 0: {found.layers[0].name}",
+        caption="plain, best: error of the layer's output against exact attention, by the plain "
+        "swap and by its best scheme; alone: 1 - cosine when only this layer is swapped",
         box=SIMPLE,
-        caption="errors of a layer's output against exact attention; alone: 1 - cosine when only "
-        "this layer is swapped",
+        width=80,
     )
-    for name in ("layer", "plain", "best", "alone", "landmarks", "inverse", "exact heads"):
-        shown.add_column(name, overflow="ellipsis", no_wrap=name == "layer")
-    for layer, choice in zip(found.layers, found.plan.layers, strict=True):
+    for name in ("layer", "plain", "best", "alone"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for name in ("landmarks", "inverse", "exact heads"):
+        shown.add_column(name)
+    for i, (layer, choice) in enumerate(zip(found.layers, found.plan.layers, strict=True)):
         if layer.swapped is None:
-            shown.add_row(layer.name, *["-"] * 5, "all")
+            shown.add_row(str(i), *["-"] * 5, "all")
             continue
-        best = layer.best(choice.exact_heads)
-        landmarks = f"{choice.num_landmarks} {best.choice.landmarks.replace('_', ' ')}"
-        inverse = "six steps" if best.choice.ridge is None else f"ridge {best.choice.ridge:g}"
-        kept = ", ".join(map(str, choice.exact_heads)) or "none"
-        if choice.attention == "exact":
-            landmarks, inverse, kept = "-", "-", "all"
-        errors = (f"{layer.plain:.2f}", f"{layer.error(best):.2f}")
+        errors = (f"{layer.plain:.2f}", f"{layer.error(layer.best()):.2f}")
         alone = f"{1 - layer.swapped.cosine:.4f}"
-        shown.add_row(layer.name, *errors, alone, landmarks, inverse, kept)
+        landmarks, inverse, kept = "-", "-", "all"
+        if choice.attention != "exact":
+            landmarks = f"{choice.num_landmarks} {choice.landmarks.replace('_', ' ')}"
+            inverse = "six steps" if choice.ridge is None else f"ridge {choice.ridge:g}"
+            kept = ", ".join(map(str, choice.exact_heads)) or "none"
+        shown.add_row(str(i), *errors, alone, landmarks, inverse, kept)
     return shown
 
 
