@@ -159,7 +159,10 @@ def test_distance_by_hand():
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("inspect nowhere --text {text}", "No model and tokenizer can be loaded from nowhere: "),
+        (
+            "inspect no/such/folder --text {text}",
+            "No model and tokenizer can be loaded from no/such/",
+        ),
         ("inspect {encoder} --text none.txt", "The text file none.txt cannot be read: No such"),
         ("inspect {encoder} --text {empty}", "at least one passage of 64 tokens, got less"),
         ("inspect {encoder} --text {text}", "of at least 4 M = 256 tokens, .* got at most 64"),

@@ -117,7 +117,7 @@ def convert(
     With --distill the swapped encoder learns on your text to say what the exact one says. An
     interrupted run goes on when the same command is given again.
     """
-    if Path(source).is_file():
+    if Path(source).is_file() or Path(source).suffix in (".model", ".cp"):
         from nystromer.hf import load_original
 
         model = load_original(Path(source), num_landmarks=num_landmarks, num_heads=num_heads)
