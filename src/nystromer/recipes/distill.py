@@ -27,8 +27,6 @@ from nystromer.hf.calibrate import calibration
 from nystromer.hf.plan import Plan
 from nystromer.hf.survey import Fidelity, exact_states, last_hidden, measure
 
-COSINE_WEIGHT = 5.0  # makes the two parts of the loss about equal
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -79,7 +77,7 @@ def distill(
     Loss of a batch, with the hidden
     states h_l of all layers (h*_l the exact model's) and the mean e of the last over the tokens:
 
-        mean_l ‖h_l - h*_l‖² / ‖h*_l‖²  +  5 mean(1 - cos(e, e*))
+        mean_l ‖h_l - h*_l‖² / ‖h*_l‖²  +  mean(1 - cos(e, e*))
 
     Args:
         model: An encoder with exact attention; it is not changed.
@@ -211,7 +209,7 @@ def distance(hidden: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Tensor:
         (h - w).square().sum() / w.square().sum() for h, w in zip(hidden, wanted, strict=True)
     ]
     cosine = F.cosine_similarity(hidden[-1].mean(1), wanted[-1].mean(1))
-    return torch.stack(layers).mean() + COSINE_WEIGHT * (1 - cosine).mean()
+    return torch.stack(layers).mean() + (1 - cosine).mean()
 
 
 class Progress(ProgressCallback):
