@@ -234,6 +234,17 @@ def with_exponents(panel: Panel) -> Panel:
     return panel._replace(lines=lines)
 
 
+def calibration_table() -> str:
+    """A line a plan, a column a text."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows("calibration"):
+        figure = f"{float(row['cosine']):.3f} ({float(row['worst']):.3f})"
+        found.setdefault((row["num_landmarks"], row["plan"]), {})[row["text"]] = figure
+    texts = list(dict.fromkeys(row["text"] for row in rows("calibration")))
+    lines = [[m, plan, *(x[text] for text in texts)] for (m, plan), x in found.items()]
+    return markdown(["M", "plan", *(f"{text}, mean (worst)" for text in texts)], lines)
+
+
 TABLES = {
     "cpu": cpu_table,
     "differences": differences_table,
@@ -246,6 +257,7 @@ TABLES = {
     "table1": table1_table,
     "growth": growth_table,
     "exponents": exponents_table,
+    "calibration": calibration_table,
 }
 
 

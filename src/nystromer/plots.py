@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -62,6 +62,58 @@ class MeasuredRow(Protocol):
     def peak_bytes(self) -> int | None: ...
     @property
     def device(self) -> str: ...
+
+
+class MeasuredModel(Protocol):
+    """A `nystromer.hf.calibrate.Calibration`."""
+
+    @property
+    def layers(self) -> Sequence[Any]: ...
+    @property
+    def plan(self) -> Any: ...
+
+
+def calibration_figure(found: MeasuredModel) -> Figure:
+    """The error of every head, those that stay exact marked, and of every layer."""
+    pairs = zip(found.layers, found.plan.layers, strict=True)
+    rows = [(i, layer, choice) for i, (layer, choice) in enumerate(pairs) if layer.schemes]
+    heads = max(layer.num_heads for _, layer, _ in rows)
+    figure = Figure(figsize=(12.5, 2.4 + 0.34 * len(rows)), dpi=150, layout="constrained")
+    head_axes, layer_axes = figure.subplots(1, 2, sharey=True, width_ratios=(1.3, 1))
+    errors = np.full((len(rows), heads), np.nan)
+    plain, best, left = [], [], []
+    for y, (_, layer, choice) in enumerate(rows):
+        scheme = layer.best(choice.exact_heads)
+        squares, power = np.array(scheme.squares), np.array(layer.power)
+        errors[y, : len(squares)] = np.sqrt(squares / power)
+        exact = range(layer.num_heads) if choice.attention == "exact" else choice.exact_heads
+        for head in exact:
+            head_axes.plot(head, y, "o", mfc="white", mec=BLACK, ms=7)
+        squares[list(exact)] = 0
+        plain.append(layer.plain)
+        best.append(layer.error(layer.best()))
+        left.append((squares.sum() / power.sum()) ** 0.5)
+    image = head_axes.imshow(errors, cmap="magma_r", vmin=0, vmax=1, aspect="auto")
+    marked = any(c.attention == "exact" or c.exact_heads for _, _, c in rows)
+    _label(head_axes, "Error of every head" + ("; ○ stays exact" * marked), "head", "layer")
+    head_axes.set_yticks(range(len(rows)), [str(i) for i, _, _ in rows])
+    _colour_bar(figure, image, head_axes, "relative error of its output, best scheme", 40)
+    dots = [(plain, RED, "plain swap"), (best, BLUE, "best landmarks, inverse, convolution")]
+    if marked:
+        dots.append((left, GREEN, "the plan, with its exact heads"))
+    for xs, colour, name in dots:
+        layer_axes.plot(xs, range(len(rows)), "o", color=colour, ms=8, label=name)
+    _grid(layer_axes)
+    layer_axes.set_xlim(0, max(1.0, *plain) * 1.02)
+    layer_axes.legend(
+        frameon=False,
+        fontsize=11,
+        labelcolor="linecolor",
+        loc="upper left",
+        bbox_to_anchor=(0, -0.16),
+    )
+    _label(layer_axes, "Error of every layer's output", "relative error to exact attention", "")
+    return figure
 
 
 def maps_figure(maps: Maps) -> Figure:

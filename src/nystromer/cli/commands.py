@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
@@ -14,6 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from nystromer.bench import METHODS, Row, sweep, write_csv
+
+if TYPE_CHECKING:
+    from nystromer.hf.calibrate import Calibration
+    from nystromer.hf.survey import Fidelity
 
 app = typer.Typer(
     help="Nyström attention: measure it on this machine, and see it at work.",
@@ -88,20 +92,134 @@ def demo(
 
 @app.command()
 def convert(
-    original: Annotated[Path, typer.Argument(help="A .model file of mlpen/Nystromformer.")],
-    output: Annotated[Path, typer.Option(help="Folder that from_pretrained will read.")],
-    num_landmarks: Annotated[int, typer.Option(help="Landmarks M; no tensor tells.")] = 64,
+    source: Annotated[
+        str, typer.Argument(help="A .model file of mlpen/Nystromformer, or an encoder: see below.")
+    ],
+    output: Annotated[Path, typer.Option(help="New folder, which from_pretrained will read.")],
+    num_landmarks: Annotated[int, typer.Option(help="Landmarks M.")] = 64,
     num_heads: Annotated[
-        int | None, typer.Option(help="Heads H, for a checkpoint without convolution.")
+        int | None, typer.Option(help="Heads H, for a .model file without convolution.")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan.json of `nystromer calibrate`.")] = None,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="Train the converted encoder on --text.")
+    ] = False,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Text files (.txt, .jsonl; .gz, .xz) to train on.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the training, 4 passages each.")] = 300,
+) -> None:
+    """Nyström attention in an encoder, or a checkpoint of the original repository.
+
+    SOURCE is a .model file of the original Nyströmformer repository, or the folder (or Hub name) of
+    a transformers encoder. An encoder is swapped in every layer, or as --plan says.
+
+    With --distill the swapped encoder learns on your text to say what the exact one says. An
+    interrupted run goes on when the same command is given again.
+    """
+    if Path(source).is_file() or Path(source).suffix in (".model", ".cp"):
+        from nystromer.hf import load_original
+
+        model = load_original(Path(source), num_landmarks=num_landmarks, num_heads=num_heads)
+        _check_folder(output)
+        model.save_pretrained(output)
+    elif distill:
+        from nystromer.recipes.distill import Settings
+        from nystromer.recipes.encoder import distill_encoder
+
+        found = distill_encoder(
+            source,
+            text or [],
+            output,
+            num_landmarks=num_landmarks,
+            plan=plan,
+            settings=Settings(steps=steps),
+        )
+        Console().print(_fidelity_table(found.stages))
+    else:
+        from nystromer.recipes.encoder import convert_encoder
+
+        convert_encoder(source, output, num_landmarks=num_landmarks, plan=plan)
+    typer.echo(f"Written: {output}")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Folder or Hub name of a transformers encoder.")],
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Text to look at; Python's own help if none.")
+    ] = None,
+    num_landmarks: Annotated[int, typer.Option(help="Landmarks M.")] = 64,
+    output: Annotated[Path, typer.Option(help="The figure, a new .png file.")] = Path(
+        "attention.png"
+    ),
+) -> None:
+    """What a model's attention is like: which layers can be swapped, at what error and saving."""
+    from nystromer.recipes.encoder import calibrate_encoder
+
+    _show(calibrate_encoder, model, text, output, num_landmarks=num_landmarks)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Folder or Hub name of a transformers encoder.")],
+    text: Annotated[list[Path], typer.Option(help="Text like that which the model will read.")],
+    output: Annotated[Path, typer.Option(help="The plan, a new .json file; a .png beside it.")],
+    num_landmarks: Annotated[int, typer.Option(help="Landmarks M.")] = 64,
+    max_exact_layers: Annotated[
+        int | None, typer.Option(help="How many layers' worth of heads may stay exact.")
+    ] = None,
+    max_error: Annotated[
+        float | None, typer.Option(help="1 - cosine to the exact embedding to stay below.")
     ] = None,
 ) -> None:
-    """A checkpoint of the original Nyströmformer repository, for transformers and nystromer.hf."""
-    from nystromer.hf import load_original
+    """Plans Nyström attention for an encoder: which heads stay exact, what the others do.
 
-    model = load_original(original, num_landmarks=num_landmarks, num_heads=num_heads)
-    _check_folder(output)
-    model.save_pretrained(output)
+    Give the plan to `nystromer convert --plan`, or to nystromize(plan=...).
+    """
+    from nystromer.recipes.encoder import calibrate_encoder
+
+    _new_file("--output", output, ".json")
+    found = _show(
+        calibrate_encoder,
+        model,
+        text,
+        output.with_suffix(".png"),
+        num_landmarks=num_landmarks,
+        max_exact_layers=max_exact_layers,
+        max_error=max_error,
+    )
+    output.write_text(found.plan.to_json(), encoding="utf-8")
     typer.echo(f"Written: {output}")
+
+
+def _show(
+    measure: Callable, model: str, text: list[Path] | None, output: Path, **options: Any
+) -> Calibration:
+    from nystromer.hf.calibrate import summary, table
+    from nystromer.plots import calibration_figure
+
+    _new_file("--output", output, ".png")
+    found = measure(model, text or [], **options)
+    Console().print(table(found))
+    typer.echo(summary(found))
+    calibration_figure(found).savefig(output)
+    typer.echo(f"Written: {output}")
+    return found
+
+
+def _new_file(option: str, path: Path, suffix: str) -> None:
+    if path.exists() or path.suffix != suffix or not path.parent.is_dir():
+        raise ValueError(f"`{option}` must be a new {suffix} file in a folder, got {path}.")
+
+
+def _fidelity_table(stages: dict[str, Fidelity]) -> Table:
+    table = Table(caption="against the exact twin, on held-out passages", box=SIMPLE)
+    for name in ("", "cosine", "worst", "error of hidden states"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, x in stages.items():
+        table.add_row(name, f"{x.cosine:.4f}", f"{x.worst_cosine:.4f}", f"{x.error:.3f}")
+    return table
 
 
 def _lengths(text: str) -> list[int]:

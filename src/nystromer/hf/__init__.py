@@ -11,6 +11,7 @@ except ModuleNotFoundError as _error:
     raise ImportError("nystromer.hf needs transformers: pip install nystromer[hf].") from _error
 
 from nystromer.hf.attention import nystrom_attention_forward as nystrom_attention_forward
+from nystromer.hf.calibrate import calibrate as calibrate
 from nystromer.hf.checkpoints import load_original as load_original
 from nystromer.hf.convert import nystromize as nystromize
 from nystromer.hf.layers import attention_layers as attention_layers

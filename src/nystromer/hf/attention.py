@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from nystromer.hf.plan import LayerChoice
 from nystromer.landmarks import kmeans
 
 NAME = "nystrom"
+KMEANS_STEPS = 3  # ten cost three times as much and are no better (docs/log.md)
 CHOICE, CONV = "nystrom_choice", "nystrom_conv"  # attributes of a converted attention module
 
 
@@ -58,9 +60,7 @@ def nystrom_attention_forward(
             f"{choice.name} drops out attention weights with p = {dropout}, and Nyström attention "
             "has none; set the config's attention dropout to 0, or convert with nystromize."
         )
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    key, value = repeated(query, key), repeated(query, value)
     mask = key_mask(attention_mask, query.shape[0])
     output = attend(choice, query, key, value, mask, scaling, getattr(module, CONV, None))
     return output.transpose(1, 2).contiguous(), None
@@ -90,13 +90,12 @@ def attend(
     conv_weight: Tensor | None = None,
 ) -> Tensor:
     """[B, H, N, Dv]: Nyström attention for the sequences of at least `choice.exact_below` real
-    tokens, exact attention for the others. The rule is per sequence: batching changes nothing."""
+    tokens, exact attention for the others. The rule is per sequence: batching changes nothing.
+    `choice.exact_heads` are exact everywhere."""
+    if choice.exact_heads:
+        return _attend_by_head(choice, query, key, value, mask, scaling, conv_weight)
 
     def nystrom(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        landmarks = None
-        if choice.landmarks == "kmeans":
-            centres = kmeans(torch.cat([q, k], -1), choice.num_landmarks, mask)[0]
-            landmarks = centres[..., : q.shape[3]], centres[..., q.shape[3] :]
         return nystrom_attention(
             q,
             k,
@@ -105,7 +104,7 @@ def attend(
             mask=mask,
             scale=scaling,
             conv_weight=None if conv_weight is None else conv_weight.to(q.dtype),
-            landmarks=landmarks,
+            landmarks=landmarks_of(choice, q, k, mask),
             pinv_ridge=choice.ridge,
         )
 
@@ -128,6 +127,48 @@ def attend(
     q, k, v = (x[rows][:, :, used] for x in (query, key, value))
     part = exact(q, k, v, mask[rows][:, used])
     return output.index_copy(0, rows, output[rows].index_copy(2, used, part))
+
+
+def landmarks_of(
+    choice: LayerChoice, query: Tensor, key: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """(Q~, K~), each [B, H, M, D]; None for segment means, which `nystrom_attention` takes."""
+    if choice.landmarks == "segment_means":
+        return None
+    tokens = torch.cat([query, key], -1)  # one partition of the tokens for both
+    centres, _ = kmeans(tokens, choice.num_landmarks, mask, iterations=KMEANS_STEPS)
+    return centres[..., : query.shape[3]], centres[..., query.shape[3] :]
+
+
+def repeated(query: Tensor, x: Tensor) -> Tensor:
+    """Keys or values of grouped heads, once for every query head."""
+    groups = query.shape[1] // x.shape[1]
+    return x.repeat_interleave(groups, 1) if groups > 1 else x
+
+
+def _attend_by_head(
+    choice: LayerChoice,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    conv_weight: Tensor | None,
+) -> Tensor:
+    exact = list(choice.exact_heads)
+    others = [h for h in range(query.shape[1]) if h not in exact]
+    near = replace(choice, exact_heads=())
+    hidden = None if mask is None else mask[:, None, None]
+    q, k, v = (x[:, exact] for x in (query, key, value))
+    parts = [F.scaled_dot_product_attention(q, k, v, hidden, scale=scaling)]
+    if mask is not None:  # rows of padding are zero, as Nyström attention's
+        parts = [parts[0].masked_fill(~mask[:, None, :, None], 0.0)]
+    if others:
+        q, k, v = (x[:, others] for x in (query, key, value))
+        taps = None if conv_weight is None else conv_weight[others]
+        parts.append(attend(near, q, k, v, mask, scaling, taps))
+    order = torch.tensor(exact + others, device=query.device).argsort()
+    return torch.cat(parts, 1)[:, order]
 
 
 def refusal(

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nystromer.hf.attention import NAME
-from nystromer.hf.layers import FoundLayer, attention_layers
+from nystromer.hf.attention import CONV, NAME
+from nystromer.hf.layers import FoundLayer, attention_layers, base_name
 from nystromer.hf.plan import LayerChoice, Plan
 from nystromer.hf.restore import attach
 
@@ -101,11 +102,22 @@ def nystromize(
         for c in choices
     ]
     _own_config(model)
-    model.config.nystrom = Plan(model.config.model_type, tuple(choices)).to_dict()
+    kept = tuple(replace(choice, conv_taps=None) for choice in choices)  # they become weights
+    model.config.nystrom = Plan(model.config.model_type, kept).to_dict()
     model.set_attn_implementation(NAME)
     attach(model)
+    _set_taps(model, choices)
     _say(model, choices)
     return model
+
+
+def _set_taps(model: PreTrainedModel, choices: Sequence[LayerChoice]) -> None:
+    modules = {base_name(model, name): module for name, module in model.named_modules()}
+    for choice in choices:
+        if choice.conv_taps is not None:
+            parameter = getattr(modules[choice.name], CONV)
+            with torch.no_grad():
+                parameter.copy_(torch.tensor(choice.conv_taps))
 
 
 def _own_config(model: PreTrainedModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -25,8 +26,10 @@ class LayerChoice:
             which Nyström attention saves too little to pay for its error.
         landmarks: "segment_means", or "kmeans" over each token's query and key together.
         ridge: None for the six steps of eq. 14, else (AᵀA + ridge I)⁻¹ Aᵀ in their place.
+        exact_heads: Heads that keep exact attention in a Nyström layer.
         conv_kernel_size: Odd taps of a depthwise convolution over values, a new parameter that
-            starts at zero; None leaves it out.
+            starts at `conv_taps`, or at zero; None leaves it out.
+        conv_taps: [H][K], what `calibrate` fitted.
         num_heads: H, known once a model has been seen.
         note: Why the layer is exact, where somebody decided.
     """
@@ -37,11 +40,17 @@ class LayerChoice:
     min_length: int | None = None
     landmarks: str = "segment_means"
     ridge: float | None = None
+    exact_heads: tuple[int, ...] = ()
     conv_kernel_size: int | None = None
+    conv_taps: tuple[tuple[float, ...], ...] | None = None
     num_heads: int | None = None
     note: str | None = None
 
     def __post_init__(self) -> None:
+        # JSON has lists
+        object.__setattr__(self, "exact_heads", tuple(self.exact_heads))
+        if self.conv_taps is not None:
+            object.__setattr__(self, "conv_taps", tuple(map(tuple, self.conv_taps)))
         if self.attention not in ATTENTIONS:
             known = ", ".join(map(repr, ATTENTIONS))
             raise ValueError(f"`attention` must be one of {known}, got {self.attention!r}.")
@@ -60,6 +69,18 @@ class LayerChoice:
                     f"`conv_kernel_size` must be odd, got {self.conv_kernel_size}; an odd kernel "
                     "stays centred on its token."
                 )
+        if self.conv_taps is not None and {len(x) for x in self.conv_taps} != {
+            self.conv_kernel_size
+        }:
+            raise ValueError(
+                f"`conv_taps` must hold conv_kernel_size={self.conv_kernel_size} numbers for each "
+                f"head, got {sorted({len(x) for x in self.conv_taps})}."
+            )
+        if any(head < 0 or head >= (self.num_heads or head + 1) for head in self.exact_heads):
+            raise ValueError(
+                f"`exact_heads` must lie in 0 ... {(self.num_heads or 1) - 1}, got "
+                f"{list(self.exact_heads)}."
+            )
 
     @property
     def exact_below(self) -> int:
@@ -93,7 +114,9 @@ class Plan:
             ) from error
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2) + "\n"
+        """Readable: a list of numbers stands on one line."""
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        return re.sub(r"\[[^][{}\"]+\]", lambda x: " ".join(x[0].split()), text)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

@@ -1,0 +1,58 @@
+"""A tiny encoder whose tokenizer knows the words w0 ... w199."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+@pytest.fixture(scope="session")
+def words():
+    """Its tokenizer."""
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *(f"w{i}" for i in range(200))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True))
+    )
+
+
+def tiny_bert():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=204,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+    )
+    model = BertModel(config).eval()
+    for layer in model.encoder.layer:
+        layer.attention.self.query.weight.data.mul_(20)
+        layer.attention.self.value.weight.data.mul_(20)
+    return model
+
+
+@pytest.fixture(scope="session")
+def encoder(words, tmp_path_factory):
+    """Its folder."""
+    folder = tmp_path_factory.mktemp("encoder")
+    tiny_bert().save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """3,000 words."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    draw = torch.randint(0, 200, (3000,), generator=torch.Generator().manual_seed(0))
+    path.write_text(" ".join(f"w{i}" for i in draw.tolist()))
+    return path
