@@ -202,6 +202,16 @@ def hf_speed_table() -> str:
     return markdown(["tokens", "exact", "Nyström, M = 64", "faster"], lines)
 
 
+def distillation_table() -> str:
+    """A line a text: from the plain swap to the trained encoder."""
+    found: dict[str, list[str]] = {}
+    for row in rows("distillation"):
+        figure = f"{float(row['cosine']):.3f} ({float(row['worst']):.3f})"
+        found.setdefault(row["text"], []).append(figure)
+    lines = [[text, x[0], x[-1]] for text, x in found.items()]
+    return markdown(["text", "plain swap, mean (worst)", "distilled"], lines)
+
+
 def growth_panels(backward: bool = False) -> list[Panel]:
     measured = read_csv(common.RESULTS / "growth.csv")
     return plots.scaling_panels([r for r in measured if r.case.backward == backward])
@@ -258,6 +268,7 @@ TABLES = {
     "growth": growth_table,
     "exponents": exponents_table,
     "calibration": calibration_table,
+    "distillation": distillation_table,
 }
 
 

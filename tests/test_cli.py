@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from nystromer import bench, cli, hf
+from nystromer import bench, cli
 from nystromer.bench import Row, read_csv
 from nystromer.cli import commands
 from nystromer.hf import NystromformerConfig, NystromformerForMaskedLM
+from nystromer.recipes import encoder
 
 SMALL = {
     "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -149,13 +150,16 @@ def test_convert_writes_a_folder_that_transformers_reads(monkeypatch, capsys, tm
     model = NystromformerForMaskedLM(NystromformerConfig(**SMALL))
     loads = []
     monkeypatch.setattr(
-        hf, "load_original", lambda *x, **options: loads.append((x, options)) or model
+        encoder, "load_original", lambda *x, **options: loads.append((x, options)) or model
     )
-    words = ("convert", "cp.model", "--output", tmp_path, "--num-landmarks", 8, "--num-heads", 2)
+    output = tmp_path / "new"
+    words = ("convert", "cp.model", "--output", output, "--num-landmarks", 8, "--num-heads", 2)
     assert run(monkeypatch, *words) == 0
-    assert f"Written: {tmp_path}" in capsys.readouterr().out
+    assert f"Written: {output}" in capsys.readouterr().out
     assert loads == [((Path("cp.model"),), {"num_landmarks": 8, "num_heads": 2})]
-    assert NystromformerForMaskedLM.from_pretrained(tmp_path).config.num_landmarks == 8
+    assert NystromformerForMaskedLM.from_pretrained(output).config.num_landmarks == 8
+    assert run(monkeypatch, *words) == 2
+    assert "`--output` must be a new folder" in capsys.readouterr().err
 
 
 def test_convert_refuses_what_is_no_checkpoint(monkeypatch, capsys, tmp_path):

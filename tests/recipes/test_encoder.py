@@ -178,6 +178,8 @@ def test_distance_by_hand():
         ("convert {encoder} --output out --plan {text}", "`plan` must be JSON"),
         ("convert {encoder} --output out --plan {other}", "`plan` was made for another model"),
         ("convert {encoder} --output out --distill", "needs text to learn from, got none; pass"),
+        ("convert {encoder} --output out --text {text}", "got it without --distill; add --distill"),
+        ("convert old.model --output out --plan {text}", "are for encoders .* got old.model"),
         (
             "convert {encoder} --output out --distill --text {short}",
             "at least 24 passages of 64 tokens, 16 of them held out, got 3; add text",

@@ -117,15 +117,19 @@ def convert(
     With --distill the swapped encoder learns on your text to say what the exact one says. An
     interrupted run goes on when the same command is given again.
     """
-    if Path(source).is_file() or Path(source).suffix in (".model", ".cp"):
-        from nystromer.hf import load_original
+    from nystromer.recipes.encoder import convert_encoder, convert_original, distill_encoder
 
-        model = load_original(Path(source), num_landmarks=num_landmarks, num_heads=num_heads)
-        _check_folder(output)
-        model.save_pretrained(output)
+    if text and not distill:
+        raise ValueError("`--text` is for a training, got it without --distill; add --distill.")
+    if Path(source).is_file() or Path(source).suffix in (".model", ".cp"):
+        if distill or plan is not None:
+            raise ValueError(
+                f"`--plan` and `--distill` are for encoders with exact attention, got {source}, a "
+                "checkpoint of the original repository; leave them out."
+            )
+        convert_original(Path(source), output, num_landmarks=num_landmarks, num_heads=num_heads)
     elif distill:
         from nystromer.recipes.distill import Settings
-        from nystromer.recipes.encoder import distill_encoder
 
         found = distill_encoder(
             source,
@@ -137,8 +141,6 @@ def convert(
         )
         Console().print(_fidelity_table(found.stages))
     else:
-        from nystromer.recipes.encoder import convert_encoder
-
         convert_encoder(source, output, num_landmarks=num_landmarks, plan=plan)
     typer.echo(f"Written: {output}")
 

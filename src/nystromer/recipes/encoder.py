@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from nystromer.hf.calibrate import Calibration, calibration
+from nystromer.hf.checkpoints import load_original
 from nystromer.hf.convert import nystromize
 from nystromer.hf.plan import Plan
 from nystromer.recipes.distill import Distilled, Settings, distill
@@ -58,6 +59,19 @@ def convert_encoder(
     model, tokenizer = load_encoder(name)
     nystromize(model, num_landmarks, plan=chosen).save_pretrained(output)
     tokenizer.save_pretrained(output)
+
+
+def convert_original(
+    path: Path, output: Path, *, num_landmarks: int = 64, num_heads: int | None = None
+) -> None:
+    """Writes a checkpoint of the original repository as transformers' classes read it.
+
+    Raises:
+        ValueError: If the output exists, or as `load_original`.
+    """
+    check_new(output)
+    model = load_original(path, num_landmarks=num_landmarks, num_heads=num_heads)
+    model.save_pretrained(output)
 
 
 def distill_encoder(
