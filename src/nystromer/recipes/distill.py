@@ -45,10 +45,10 @@ class Settings:
 
     steps: int = 300
     batch_size: int = 4
-    learning_rate: float = 2e-4
-    conv_learning_rate: float = 3e-3
+    learning_rate: float = 1e-4
+    conv_learning_rate: float = 1e-3
     eval_every: int = 25
-    patience: int = 3
+    patience: int = 5
     calibration_passages: int = 8
     seed: int = 0
 

@@ -7,8 +7,8 @@ are [H, M, D], already times the softmax scale. Probabilities live in scratch me
 backward computes them again. They are powers of two, of logits times log2(e): exp2 takes a fifth
 of the time of exp on a CPU, and a fifteenth where results underflow.
 
-For bfloat16 inputs logits, probabilities and sums are float32 all the same, but probabilities meet
-values, and gradients everything, as bfloat16 factors of a product.
+For bfloat16 inputs all factors of products are bfloat16, landmarks included; logits, probabilities
+and sums are float32 all the same.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def gather(
 ) -> tuple[Tensor, Tensor]:
     """softmax(Q~ Kᵀ) V by a running maximum: ([H, M, Dv], log2 of its row sums [H, M, 1])."""
     heads, m, _ = landmarks.shape
-    exponents = landmarks * LOG2_E
+    exponents = (landmarks * LOG2_E).to(work.factor_dtype)
     total = landmarks.new_zeros(heads, m, value.shape[-1])
     mass = landmarks.new_zeros(heads, m, 1)
     top = landmarks.new_full((heads, m, 1), -torch.inf)
     for i, j in sequence.blocks(work.block):
         k = sequence.read(key, i, j, work, "key")
-        v = sequence.read_factor(value, i, j, work, "value")
-        logits = torch.bmm(exponents, k.mT, out=work("logits", heads, m, j - i))
+        v = sequence.read(value, i, j, work, "value")
+        logits = work.wide_product(exponents, k.mT, "logits")
         _hide(logits, sequence.holes(i, j), -torch.inf)
         new_top = torch.maximum(top, logits.amax(-1, keepdim=True))
         weights = logits.sub_(new_top).exp2_()  # kernel_3, up to its row sums
@@ -63,19 +63,19 @@ def gather_backward(
     """Writes the gradients of key and value [with the convolution's]; returns the landmarks'."""
     bias = (grad_gathered * gathered).sum(-1)[:, None]  # [H, 1, M]
     grad_landmarks = torch.zeros_like(landmarks)
-    grad_gathered, landmarks_factor = (x.to(work.factor_dtype) for x in (grad_gathered, landmarks))
+    factors = (landmarks * LOG2_E, landmarks, grad_gathered)
+    exponents, landmarks, grad_gathered = (x.to(work.factor_dtype) for x in factors)
     for i, j in sequence.blocks(work.block):
-        k = sequence.read_factor(key, i, j, work, "key factor")
-        v = sequence.read_factor(value, i, j, work, "value")
-        # kernel_3, its transpose: a row for every token
-        logits = _logits(sequence.read(key, i, j, work, "key"), landmarks * LOG2_E, work)
-        weights = logits.sub_(log2_mass.mT).exp2_()
+        k = sequence.read(key, i, j, work, "key")
+        v = sequence.read(value, i, j, work, "value")
+        logits = work.wide_product(k, exponents.mT, "logits")  # a row for every token
+        weights = logits.sub_(log2_mass.mT).exp2_()  # kernel_3, transposed
         _hide(weights.mT, sequence.holes(i, j), 0.0)
         grad_weights = work.product(v, grad_gathered.mT, "grad weights")
         grad_logits = work.table(grad_weights, "grad logits").sub_(bias).mul_(weights)
         grad_logits = work.factor(grad_logits, "grad logits factor")
         work.add_product(grad_landmarks, grad_logits.mT, k)
-        sequence.write(grad_key, i, j, work.product(grad_logits, landmarks_factor, "grad key"))
+        sequence.write(grad_key, i, j, work.product(grad_logits, landmarks, "grad key"))
         grad_v = work.product(work.factor(weights, "weights"), grad_gathered, "grad value")
         convolved = None if convolution is None else convolution.block(v, i, j)
         sequence.write(grad_value, i, j, grad_v, convolved)
@@ -92,7 +92,7 @@ def scatter(
     work: Workspace,
 ) -> None:
     """Writes softmax(Q K~ᵀ) · context [+ the convolution] to output. context: [H, M, Dv]."""
-    context = context.to(work.factor_dtype)
+    landmarks, context = (x.to(work.factor_dtype) for x in (landmarks, context))
     for i, j in sequence.blocks(work.block):
         q = sequence.read(query, i, j, work, "query")
         weights = work.factor(_kernel_1(q, landmarks, work), "weights factor")
@@ -112,11 +112,10 @@ def scatter_backward(
 ) -> tuple[Tensor, Tensor]:
     """Writes the gradient of query; returns those of the landmarks and of the context."""
     grad_landmarks, grad_context = torch.zeros_like(landmarks), torch.zeros_like(context)
-    context, landmarks_factor = (x.to(work.factor_dtype) for x in (context, landmarks))
+    landmarks, context = (x.to(work.factor_dtype) for x in (landmarks, context))
     for i, j in sequence.blocks(work.block):
         q = sequence.read(query, i, j, work, "query")
-        q_factor = sequence.read_factor(query, i, j, work, "query factor")
-        g = sequence.read_factor(grad_output, i, j, work, "grad output")
+        g = sequence.read(grad_output, i, j, work, "grad output")
         weights = _kernel_1(q, landmarks, work)
         work.add_product(grad_context, work.factor(weights, "weights factor").mT, g)
         grad_weights = work.table(work.product(g, context.mT, "grad weights"), "grad weights table")
@@ -125,19 +124,14 @@ def scatter_backward(
             grad_weights, weights, -1, weights.dtype, grad_input=grad_logits
         )
         grad_logits = work.factor(grad_logits, "grad logits")
-        work.add_product(grad_landmarks, grad_logits.mT, q_factor)
-        sequence.write(grad_query, i, j, work.product(grad_logits, landmarks_factor, "grad query"))
+        work.add_product(grad_landmarks, grad_logits.mT, q)
+        sequence.write(grad_query, i, j, work.product(grad_logits, landmarks, "grad query"))
     return grad_landmarks, grad_context
 
 
 def _kernel_1(q: Tensor, landmarks: Tensor, work: Workspace) -> Tensor:
-    logits = _logits(q, landmarks, work)
+    logits = work.wide_product(q, landmarks.mT, "logits")
     return torch.softmax(logits, -1, out=work("weights", *logits.shape))
-
-
-def _logits(tokens: Tensor, landmarks: Tensor, work: Workspace) -> Tensor:
-    shape = (*tokens.shape[:2], landmarks.shape[1])
-    return torch.bmm(tokens, landmarks.mT, out=work("logits", *shape))
 
 
 def _hide(table: Tensor, hole: Tensor | None, value: float) -> None:

@@ -64,7 +64,7 @@ class Convolution:
         start = max(first, self.sequence.start)
         stop = max(start, min(j + self.kernel // 2, self.sequence.stop))
         halo[:, : start - first].zero_()
-        halo[:, start - first : stop - first] = self.sequence.read_factor(
+        halo[:, start - first : stop - first] = self.sequence.read(
             self.x, start, stop, self.work, "halo source"
         )
         halo[:, stop - first :].zero_()
@@ -104,7 +104,7 @@ class ConvolutionBackward:
     def add_to(self, grad: Tensor, x: Tensor, sequence: Sequence) -> None:
         """Adds the gradient of x at the real positions of `sequence`."""
         for i, j in sequence.blocks(self.work.block):
-            x_block = sequence.read_factor(x, i, j, self.work, "input")
+            x_block = sequence.read(x, i, j, self.work, "input")
             sequence.write(grad, i, j, grad[:, i:j], self.block(x_block, i, j))
 
     def taps(self) -> Tensor:

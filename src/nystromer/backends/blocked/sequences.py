@@ -49,6 +49,16 @@ class Workspace:
         shape = (*a.shape[:2], b.shape[2])
         return torch.bmm(a, b, out=self(name, *shape, dtype=self.factor_dtype))
 
+    def wide_product(self, a: Tensor, b: Tensor, name: str) -> Tensor:
+        """a @ b of two batches of factors as a table: of bfloat16 the product and what its rounding
+        left, a @ b minus that product, which the machine sums before it rounds."""
+        if self.factor_dtype == self.dtype:
+            return self.product(a, b, name)
+        near = self.product(a, b, name)
+        left = self(f"{name} left", *near.shape, dtype=near.dtype)
+        torch.baddbmm(near, a, b, beta=-1, out=left)
+        return self(name, *near.shape).copy_(near).add_(left)
+
     def add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
         """Adds a @ b, rounded to `factor_dtype`, to a sum in `dtype`."""
         if a.dtype == total.dtype:
@@ -81,17 +91,8 @@ class Sequence:
         return None if self.hole is None else self.hole[i - self.start : j - self.start]
 
     def read(self, x: Tensor, i: int, j: int, work: Workspace, name: str) -> Tensor:
-        """x[:, i:j] in the dtype of tables, zero at padding. x: [H, N, D]."""
-        return self._read(x, i, j, work, name, work.dtype)
-
-    def read_factor(self, x: Tensor, i: int, j: int, work: Workspace, name: str) -> Tensor:
-        """x[:, i:j] in the dtype of factors, zero at padding."""
-        return self._read(x, i, j, work, name, work.factor_dtype)
-
-    def _read(
-        self, x: Tensor, i: int, j: int, work: Workspace, name: str, dtype: torch.dtype
-    ) -> Tensor:
-        part, hole = x[:, i:j], self.holes(i, j)
+        """x[:, i:j] as a factor of products, zero at padding. x: [H, N, D]."""
+        part, hole, dtype = x[:, i:j], self.holes(i, j), work.factor_dtype
         strided = part.dtype == torch.bfloat16 and not part.is_contiguous()
         if hole is None and not strided:  # bfloat16 products would copy it to fresh memory
             return work.cast(part, dtype, name)
