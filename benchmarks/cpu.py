@@ -3,8 +3,9 @@
     python benchmarks/cpu.py [--repeats 5] [--only nystrom-attention]
 
 Every case is first checked against the equations in float64, gradients too; then ours and the other
-run in turn, and the median of the paired ratios is reported. Writes benchmarks/results/cpu.csv,
-unless --only.
+run in turn, and the median of the paired ratios is reported. Where float32 itself is not accurate
+(the gradients for M = 256 landmarks that are almost alike), the equations as written, in float32,
+are the measure. Writes benchmarks/results/cpu.csv, unless --only.
 """
 
 from __future__ import annotations
@@ -85,20 +86,29 @@ def operation_case(n: int, m: int, dtype: torch.dtype, backward: bool, against: 
         return plain(q, k, v, m, taps)
 
     inputs = [x for x in (q, k, v, own_taps) if x is not None]
-    return run(other), run(ours), error_of(ours(), inputs, grad, m)
+    exact = results([x.detach().double() for x in inputs], grad, m, backward, "eager")
+    error = error_of(results(inputs, grad, m, backward, "auto"), exact)
+    if error > TOLERANCE[dtype]:  # is it the arithmetic?
+        as_written = error_of(results(inputs, grad, m, backward, "eager"), exact)
+        if error > 1.5 * as_written:
+            raise SystemExit(f"{against} N={n} M={m} {dtype}: error {error:.1e}, no speed.")
+    return run(other), run(ours), error
 
 
-def error_of(output: Tensor, inputs: list[Tensor], grad: Tensor, m: int) -> float:
-    """Of the output and a third of the gradients' (as the tests allow), against float64."""
-    double = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
-    options = {"num_landmarks": m, "conv_weight": (double[3:] or [None])[0], "backend": "eager"}
-    expected = nystrom_attention(*double[:3], **options)
-    pairs = [(output, expected, 1.0)]
-    if output.requires_grad:
-        grads = torch.autograd.grad(output, inputs, grad)
-        exact = torch.autograd.grad(expected, double, grad.double())
-        pairs += [(a, b, 3.0) for a, b in zip(grads, exact, strict=True)]
-    return max(float((a.double() - b).norm() / b.norm()) / allowed for a, b, allowed in pairs)
+def results(inputs, grad: Tensor, m: int, backward: bool, backend: str) -> list[Tensor]:
+    """The output and, if asked, the gradients of all inputs."""
+    inputs = [x.detach().requires_grad_(backward) for x in inputs]
+    options = {"num_landmarks": m, "conv_weight": (inputs[3:] or [None])[0], "backend": backend}
+    output = nystrom_attention(*inputs[:3], **options)
+    if not backward:
+        return [output]
+    return [output, *torch.autograd.grad(output, inputs, grad.to(output.dtype))]
+
+
+def error_of(found: list[Tensor], exact: list[Tensor]) -> float:
+    """Of the output, or a third of the worst gradient's, as the tests allow."""
+    errors = [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+    return max([errors[0], *(x / 3 for x in errors[1:])])
 
 
 def layer_case(n: int):
@@ -111,7 +121,9 @@ def layer_case(n: int):
         exact = lucidrains.NystromAttention(**sizes).eval().double()
         exact.load_state_dict(theirs.state_dict())
         expected = exact(x.double())
-        error = float((ours(x).double() - expected).norm() / expected.norm())
+        error = error_of([ours(x)], [expected])
+        if error > TOLERANCE[torch.float32]:
+            raise SystemExit(f"nystrom-attention N={n}: error {error:.1e}, no speed.")
     return torch.no_grad()(lambda: theirs(x)), torch.no_grad()(lambda: ours(x)), error
 
 
@@ -154,8 +166,6 @@ def measure(against, n, m, dtype, backward, repeats) -> Result:
         other, ours, error = layer_case(n)
     else:
         other, ours, error = operation_case(n, m, dtype, backward, against)
-    if error > TOLERANCE[dtype]:
-        raise SystemExit(f"{against} N={n} M={m} {dtype}: error {error:.1e}; no speed is reported.")
     return Result(
         against,
         n,
