@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def operation(name: str) -> Callable[[Callable[..., Any]], Any]:
@@ -22,3 +23,72 @@ def operation(name: str) -> Callable[[Callable[..., Any]], Any]:
         return getattr(torch.ops.nystromer, name).default
 
     return register
+
+
+def make_differentiable(kind: str) -> None:
+    """Joins <kind>_forward and <kind>_backward for autograd; a second derivative is refused.
+
+    Both take query, key, value, mask, query_mask and conv_weight first and end in the four numbers
+    of the scale and the inverse; forward's outputs after the first are saved for the backward.
+    """
+    forward, backward = (f"nystromer::{kind}_{direction}" for direction in ("forward", "backward"))
+    run = getattr(torch.ops.nystromer, f"{kind}_backward").default
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:6], *output[1:])
+        ctx.landmarks_given = inputs[6] is not None
+        ctx.settings = inputs[-4:]  # scale, pinv_iterations, pinv_init, pinv_ridge
+
+    def first(ctx: Any, grad_output: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # once: activation checkpointing gives them out only once
+        conv_weight = saved[5]
+        grads = run(grad_output, *saved, ctx.landmarks_given, *ctx.settings)
+        query, key, value, taps, q_tilde, k_tilde = grads
+        taps = None if conv_weight is None else taps.to(conv_weight.dtype)
+        landmarks = (q_tilde, k_tilde) if ctx.landmarks_given else (None, None)
+        return query, key, value, None, None, taps, *landmarks, None, None, None, None, None
+
+    def second(ctx: Any, *unused: Any) -> None:
+        raise NotImplementedError(
+            f"backend={kind!r} has no second derivative, got a backward through its gradients; use "
+            "backend='eager'."
+        )
+
+    def shapes(  # of the backward's results, for torch.compile
+        grad_output: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        query_mask: Tensor | None,
+        conv_weight: Tensor | None,
+        q_tilde: Tensor,
+        *rest: Any,
+    ) -> tuple[Tensor, ...]:
+        return new_gradients(query, key, value, conv_weight, q_tilde)
+
+    torch.library.register_fake(backward, shapes)
+    torch.library.register_autograd(forward, first, setup_context=setup_context)
+    torch.library.register_autograd(backward, second)
+
+
+def empty_as(like: Tensor, dim: int) -> Tensor:
+    """An empty [B, H, N, dim], in memory as `like` is: heads before tokens, or tokens first."""
+    batch, heads, n, _ = like.shape
+    if like.stride(1) < like.stride(2):
+        return like.new_empty(batch, n, heads, dim).transpose(1, 2)
+    return like.new_empty(batch, heads, n, dim)
+
+
+def new_gradients(
+    query: Tensor, key: Tensor, value: Tensor, conv_weight: Tensor | None, q_tilde: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Empty gradients of the tokens; zeros for the taps [H, K] (or [0]) and for Q~ and K~."""
+    return (
+        empty_as(query, query.shape[3]),
+        empty_as(key, key.shape[3]),
+        empty_as(value, value.shape[3]),
+        q_tilde.new_zeros((0,) if conv_weight is None else conv_weight.shape),
+        torch.zeros_like(q_tilde),
+        torch.zeros_like(q_tilde),
+    )

@@ -18,7 +18,7 @@ from nystromer.backends.blocked.pairs import Pair, make_pairs, nystrom_index
 from nystromer.backends.blocked.sequences import Workspace
 from nystromer.pinv import NORM_DIMS, Pinv, ridge_pinv, ridge_pinv_backward
 from nystromer.precision import accumulation_dtype
-from nystromer.registration import operation
+from nystromer.registration import empty_as, make_differentiable, new_gradients, operation
 
 ROWS_A_THREAD = 2048  # tokens times heads of a block: half a megabyte a table stays in cache
 ROWS_ELSEWHERE = 1 << 18
@@ -169,7 +169,7 @@ def blocked_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, conv_weight (empty if none), Q~ and K~."""
     small = Small(q_tilde, k_tilde, gathered, context, log2_mass)
-    grads = _gradients(query, key, value, conv_weight, q_tilde)
+    grads = new_gradients(query, key, value, conv_weight, q_tilde)
     grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde = grads
     grad_small = Small(grad_q_tilde, grad_k_tilde, *map(torch.zeros_like, small[2:]))
     pairs = make_pairs(query, key, mask, query_mask, q_tilde.shape[2])
@@ -291,38 +291,7 @@ def _solve_backward(
     grad.k_tilde[chosen] += scale * grad_logits.mT @ q
 
 
-@torch.library.register_fake("nystromer::blocked_backward")
-def _(grad_output, query, key, value, mask, query_mask, conv_weight, q_tilde, *rest):  # type: ignore[no-untyped-def]
-    return _gradients(query, key, value, conv_weight, q_tilde)
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs[:6], *output[1:])
-    ctx.landmarks_given = inputs[6] is not None
-    ctx.settings = inputs[-4:]  # scale, pinv_iterations, pinv_init, pinv_ridge
-
-
-def _backward(ctx, grad_output, *unused):  # type: ignore[no-untyped-def]
-    saved = ctx.saved_tensors  # once: activation checkpointing gives them out only once
-    conv_weight = saved[5]
-    grads = blocked_backward(grad_output, *saved, ctx.landmarks_given, *ctx.settings)
-    query, key, value, taps, q_tilde, k_tilde = grads
-    taps = None if conv_weight is None else taps.to(conv_weight.dtype)
-    landmarks = (q_tilde, k_tilde) if ctx.landmarks_given else (None, None)
-    return query, key, value, None, None, taps, *landmarks, None, None, None, None, None
-
-
-def _second_backward(ctx, *unused):  # type: ignore[no-untyped-def]
-    raise NotImplementedError(
-        "backend='blocked' has no second derivative, got a backward through its gradients; use "
-        "backend='eager'."
-    )
-
-
-torch.library.register_autograd(
-    "nystromer::blocked_forward", _backward, setup_context=_setup_context
-)
-torch.library.register_autograd("nystromer::blocked_backward", _second_backward)
+make_differentiable("blocked")
 
 
 def _workspace(query: Tensor) -> Workspace:
@@ -333,14 +302,6 @@ def _workspace(query: Tensor) -> Workspace:
     return Workspace(query, accumulation_dtype(query.dtype), block)
 
 
-def _empty(like: Tensor, dim: int) -> Tensor:
-    """An empty [B, H, N, dim], in memory as `like` is: heads before tokens, or tokens first."""
-    batch, heads, n, _ = like.shape
-    if like.stride(1) < like.stride(2):
-        return like.new_empty(batch, n, heads, dim).transpose(1, 2)
-    return like.new_empty(batch, heads, n, dim)
-
-
 def _results(query: Tensor, value: Tensor, num_landmarks: int) -> tuple[Tensor, Small]:
     dtype = accumulation_dtype(query.dtype)
 
@@ -349,17 +310,4 @@ def _results(query: Tensor, value: Tensor, num_landmarks: int) -> tuple[Tensor, 
 
     dim, value_dim = query.shape[3], value.shape[3]
     dims = (dim, dim, value_dim, value_dim, 1)  # of the fields of `Small`
-    return _empty(query, value_dim), Small(*map(small, dims))
-
-
-def _gradients(
-    query: Tensor, key: Tensor, value: Tensor, conv_weight: Tensor | None, q_tilde: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return (
-        _empty(query, query.shape[3]),
-        _empty(key, key.shape[3]),
-        _empty(value, value.shape[3]),
-        q_tilde.new_zeros((0,) if conv_weight is None else conv_weight.shape),
-        torch.zeros_like(q_tilde),
-        torch.zeros_like(q_tilde),
-    )
+    return empty_as(query, value_dim), Small(*map(small, dims))

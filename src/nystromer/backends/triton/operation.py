@@ -15,7 +15,7 @@ from nystromer.backends.triton.inverse import invert, invert_backward
 from nystromer.backends.triton.scatter import scatter
 from nystromer.pinv import Pinv
 from nystromer.precision import accumulation_dtype
-from nystromer.registration import operation
+from nystromer.registration import empty_as, make_differentiable, new_gradients, operation
 
 
 class Small(NamedTuple):
@@ -94,10 +94,10 @@ def triton_backward(
     pinv_ridge: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, conv_weight (empty if none), Q~ and K~."""
-    grads = _gradients(query, key, value, conv_weight, q_tilde)
     if 0 in grad_output.shape or 0 in key.shape:
+        grads = new_gradients(query, key, value, conv_weight, q_tilde)
         return tuple(x.zero_() for x in grads)  # type: ignore[return-value]
-    grad_query, grad_key, grad_value, _, _, _ = grads
+    grad_query, grad_key, grad_value = (empty_as(x, x.shape[3]) for x in (query, key, value))
     num_landmarks = q_tilde.shape[2]
     call = make_call(query, key, value, mask, query_mask, conv_weight, num_landmarks)
     grad_output = with_unit_stride(grad_output)
@@ -136,51 +136,12 @@ def triton_backward(
     return grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde
 
 
-@torch.library.register_fake("nystromer::triton_backward")
-def _(grad_output, query, key, value, mask, query_mask, conv_weight, q_tilde, *rest):
-    return _gradients(query, key, value, conv_weight, q_tilde)
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:6], *output[1:])
-    ctx.landmarks_given = inputs[6] is not None
-    ctx.settings = inputs[-4:]  # scale, pinv_iterations, pinv_init, pinv_ridge
-
-
-def _backward(ctx, grad_output, *unused):
-    saved = ctx.saved_tensors  # once: activation checkpointing gives them out only once
-    conv_weight = saved[5]
-    grads = triton_backward(grad_output, *saved, ctx.landmarks_given, *ctx.settings)
-    query, key, value, taps, q_tilde, k_tilde = grads
-    taps = None if conv_weight is None else taps.to(conv_weight.dtype)
-    landmarks = (q_tilde, k_tilde) if ctx.landmarks_given else (None, None)
-    return query, key, value, None, None, taps, *landmarks, None, None, None, None, None
-
-
-def _second_backward(ctx, *unused):
-    raise NotImplementedError(
-        "backend='triton' has no second derivative, got a backward through its gradients; use "
-        "backend='eager'."
-    )
-
-
-torch.library.register_autograd(
-    "nystromer::triton_forward", _backward, setup_context=_setup_context
-)
-torch.library.register_autograd("nystromer::triton_backward", _second_backward)
+make_differentiable("triton")
 
 
 def _on(x: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device, which need not be that of x."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
-def _empty(like: Tensor, dim: int) -> Tensor:
-    """An empty [B, H, N, dim], in memory as `like` is: heads before tokens, or tokens first."""
-    batch, heads, n, _ = like.shape
-    if like.stride(1) < like.stride(2):
-        return like.new_empty(batch, n, heads, dim).transpose(1, 2)
-    return like.new_empty(batch, heads, n, dim)
 
 
 def _results(query: Tensor, value: Tensor, num_landmarks: int) -> tuple[Tensor, Small]:
@@ -189,17 +150,4 @@ def _results(query: Tensor, value: Tensor, num_landmarks: int) -> tuple[Tensor, 
     dim, value_dim = query.shape[3], value.shape[3]
     ends = ((dim,), (dim,), (value_dim,), (num_landmarks,), (value_dim,), (), ())
     small = Small(*(query.new_empty(*of_landmarks, *end, dtype=dtype) for end in ends))
-    return _empty(query, value_dim), small
-
-
-def _gradients(
-    query: Tensor, key: Tensor, value: Tensor, conv_weight: Tensor | None, q_tilde: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return (
-        _empty(query, query.shape[3]),
-        _empty(key, key.shape[3]),
-        _empty(value, value.shape[3]),
-        q_tilde.new_empty((0,) if conv_weight is None else conv_weight.shape),
-        q_tilde.new_empty(q_tilde.shape),
-        q_tilde.new_empty(q_tilde.shape),
-    )
+    return empty_as(query, value_dim), small
