@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 
-from cases import Case, make_inputs
+from cases import Case, make_inputs, relative_error
 from nystromer import nystrom_attention
 from nystromer.backends.blocked.operation import blocked_forward
+from nystromer.backends.blocked.sequences import Workspace
 
 MEASURE = """
 import resource, sys, torch
@@ -97,3 +98,12 @@ def test_blocked_keeps_the_memory_order_of_its_inputs():
     contiguous = heads.contiguous()
     output = nystrom_attention(contiguous, contiguous, contiguous, num_landmarks=8)
     assert output.is_contiguous()
+
+
+def test_logits_of_bfloat16_keep_what_one_rounded_product_loses():
+    a, b = (torch.randn(2, 40, 64).bfloat16() for _ in range(2))
+    table = Workspace(a, torch.float32, block=64).wide_product(a, b.mT, "logits")
+    exact = a.double() @ b.double().mT
+    assert table.dtype == torch.float32
+    assert relative_error(table, exact) < 1e-4
+    assert relative_error((a @ b.mT), exact) > 1e-3
