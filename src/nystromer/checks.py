@@ -30,7 +30,7 @@ def check_mask(
     if tuple(mask.shape) != shape:
         hint = (
             "; a mask of query-key pairs (a causal one, say) is impossible here, since a landmark "
-            "is the mean of a whole segment: use scaled_dot_product_attention for it."
+            "or cluster mixes tokens from everywhere: use scaled_dot_product_attention for it."
             if mask.dim() > 2 or tuple(mask.shape) == (shape[1], shape[1])
             else "."
         )

@@ -1,0 +1,108 @@
+"""The front door of clustered attention: check, choose a backend, call it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from torch import Tensor
+
+from nystromer.checks import check_mask, check_query_key, check_value
+from nystromer.clustered import eager
+from nystromer.clustered.budget import Budget, check_budget, check_self_attention
+from nystromer.precision import autocast_inputs, without_autocast
+
+BACKENDS: dict[str, ModuleType] = {"eager": eager}
+
+
+def clustered_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_query_clusters: int = 32,
+    num_key_clusters: int = 32,
+    num_exact_keys: int = 64,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+    is_causal: bool = False,
+) -> Tensor:
+    r"""Softmax attention to a few keys exactly and to all others through clusters, in O(N).
+
+    Queries and keys are clustered. With the means q~ and k~ of a query's and a key's cluster,
+
+        s q · k  =  s q~ · k + s q · k~ - s q~ · k~  +  s (q - q~) · (k - k~)
+
+    whose last term, of second order, is left out; but the T keys that score highest for q~ are
+    exact for the whole cluster of q. The other keys of a cluster then share one slot, of logit
+
+        s (q - q~) · k~ + log(sum_i exp(s q~ · k_i))
+
+    and value the mean of their values with the weights exp(s q~ · k_i), and a query's softmax goes
+    over T keys and M slots. The tables are Nyström's three, q k~, q~ k~ and q~ k; there is no
+    inverse. It is not the paper's attention, and no call of `nystrom_attention` becomes one: it is
+    closer to softmax attention where queries and keys have clusters, as those of trained encoders
+    do, and no closer where they have none (docs/clustered-attention.md).
+
+    An output never depends on padding or on the rest of the batch. A sequence of at most T + M
+    real tokens gets exact softmax attention. Logits and softmax are computed in float32 (float64
+    for float64 inputs). Time O(N (G + M + T) D) and the sorts of the clustering, memory O(N G).
+
+    Gradients take the clusters and the choice of exact keys as constants, as for any top-k.
+
+    Args:
+        query: Q, [B, H, N, D], float16, bfloat16, float32 or float64.
+        key: K, [B, H, N, D].
+        value: V, [B, H, N, Dv].
+        num_query_clusters: G, at least 1, of ceil(L / G) tokens each, of L real ones.
+        num_key_clusters: M, at least 1, likewise.
+        num_exact_keys: T, at least 1.
+        mask: Real tokens, bool [B, N], any pattern; None means all. Outputs elsewhere are zero.
+        scale: s, 1/sqrt(D) if None.
+        backend: "eager" (the equations as written), "blocked" (a few heads at a time in scratch
+            memory, forward and backward) or "auto". An explicit choice never falls back.
+        is_causal: Must be False: a cluster holds tokens of the future.
+
+    Returns:
+        [B, H, N, Dv], dtype of `value`.
+
+    Raises:
+        TypeError: If an input is not a floating point tensor, or a count is not an int.
+        ValueError: If shapes, dtypes or devices disagree, queries and keys are not of the same
+            tokens, the mask is not bool [B, N], a count is below 1, the backend is unknown, or
+            is_causal is set.
+
+    Example:
+        >>> import torch
+        >>> q, k, v = torch.randn(3, 2, 8, 1000, 64)  # each [B, H, N, D]
+        >>> clustered_attention(q, k, v, num_exact_keys=48).shape
+        torch.Size([2, 8, 1000, 64])
+    """
+    query, key, value = autocast_inputs(query, key, value)
+    check_query_key(query, key)
+    check_value(key, value)
+    check_self_attention(query, key, is_causal)
+    check_mask("mask", mask, (key.shape[0], key.shape[2]), key.device)
+    budget = Budget(num_query_clusters, num_key_clusters, num_exact_keys)
+    check_budget(budget)
+    with without_autocast(query):
+        return choose_backend(backend).forward(
+            query,
+            key,
+            value,
+            budget=budget,
+            mask=mask,
+            scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        )
+
+
+def choose_backend(name: str) -> ModuleType:
+    """The backend of that name; "auto": blocked.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name != "auto" and name not in BACKENDS:
+        known = ", ".join(map(repr, ("auto", *BACKENDS)))
+        raise ValueError(f"`backend` of clustered attention must be one of {known}, got {name!r}.")
+    return eager if name == "auto" else BACKENDS[name]

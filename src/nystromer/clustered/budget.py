@@ -1,0 +1,42 @@
+"""How much a query of clustered attention may look at, and at what."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from nystromer.checks import check_positive
+
+
+class Budget(NamedTuple):
+    """The counts of clusters and of exact keys."""
+
+    query_clusters: int  # G
+    key_clusters: int  # M
+    exact_keys: int  # T
+
+    @property
+    def keys(self) -> int:
+        """T + M, scored by every query: attention to so few tokens may as well be exact."""
+        return self.exact_keys + self.key_clusters
+
+
+def check_budget(budget: Budget) -> None:
+    names = ("num_query_clusters", "num_key_clusters", "num_exact_keys")
+    for name, count in zip(names, budget, strict=True):
+        check_positive(name, count)
+
+
+def check_self_attention(query: Tensor, key: Tensor, is_causal: bool = False) -> None:
+    if query.shape[2] != key.shape[2]:
+        raise ValueError(
+            "`query` and `key` of clustered attention must be of the same tokens, got "
+            f"{query.shape[2]} queries and {key.shape[2]} keys; use nystrom_attention for "
+            "cross-attention."
+        )
+    if is_causal:
+        raise ValueError(
+            "is_causal=True is impossible with clustered attention, got a causal call: a cluster "
+            "holds tokens of the future; use scaled_dot_product_attention."
+        )

@@ -1,0 +1,111 @@
+"""Clustered attention as its equations are written, one sequence at a time.
+
+Shapes: H heads, L real tokens, D features; G query clusters of P tokens, M key clusters of C
+tokens, T exact keys. Queries q are already times the softmax scale.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nystromer.clustered.budget import Budget
+from nystromer.clustered.clusters import Clusters, bisected
+from nystromer.precision import accumulation_dtype
+
+
+class Slots(NamedTuple):
+    """What the queries of each query cluster look at: T keys, and a slot for every key cluster.
+
+    exact: The T keys, as places in the order of `keys`, [H, G, T].
+    weights: Of all other keys within their slot, [H, G, M, C]; 0 for the T.
+    bias: Of the logit of a slot, beside q · k~: [H, G, M].
+    k_tilde: Mean keys, [H, M, D].
+    """
+
+    queries: Clusters
+    keys: Clusters
+    exact: Tensor
+    weights: Tensor
+    bias: Tensor
+    k_tilde: Tensor
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, *, budget: Budget, mask: Tensor | None, scale: float
+) -> Tensor:
+    dtype = accumulation_dtype(query.dtype)
+    output = []
+    for b in range(query.shape[0]):
+        real = torch.arange(query.shape[2], device=query.device)
+        real = real if mask is None else real[mask[b]]
+        q, k, v = (x[b, :, real].to(dtype) for x in (query, key, value))
+        tokens = attend(scale * q, k, v, budget).to(value.dtype)
+        output.append(torch.zeros_like(value[b]).index_copy(1, real, tokens))
+    return torch.stack(output) if output else torch.zeros_like(value)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, budget: Budget) -> Tensor:
+    """The output, [H, L, Dv], of one sequence without padding."""
+    length = q.shape[1]
+    if length <= budget.keys:
+        return torch.softmax(q @ k.mT, -1) @ v
+    slots = make_slots(q, k, budget)
+    q, k, v = sort(q, slots.queries), sort(k, slots.keys), sort(v, slots.keys)
+    v_tilde = (slots.weights.transpose(1, 2) @ split(v, slots.keys)).transpose(1, 2)  # [H, G, M, D]
+    q = split(q, slots.queries)  # [H, G, P, D]
+    near = q @ rows(k, slots.exact).mT  # [H, G, P, T]
+    far = q @ slots.k_tilde[:, None].mT + slots.bias[:, :, None]  # [H, G, P, M]
+    probabilities = torch.softmax(torch.cat([near, far], -1), -1)
+    output = probabilities @ torch.cat([rows(v, slots.exact), v_tilde], 2)
+    return unsort(output.flatten(1, 2)[:, :length], slots.queries)
+
+
+def make_slots(q: Tensor, k: Tensor, budget: Budget) -> Slots:
+    """Clusters the queries and the keys of one sequence, and joins them.
+
+    With R = q~ · k_i, Nyström's third table, a slot stands for its keys as the mean query q~ sees
+    them: q · k_i ~ q · k~ + (R - q~ · k~), exact where q = q~ or k_i = k~.
+    """
+    length = q.shape[1]
+    queries, keys = bisected(q, budget.query_clusters), bisected(k, budget.key_clusters)
+    q_tilde, k_tilde = means(q, queries), means(k, keys)
+    scores = q_tilde @ sort(k, keys).mT  # R, [H, G, M C]
+    scores = scores.masked_fill(torch.arange(keys.slots, device=q.device) >= length, -torch.inf)
+    exact = scores.topk(budget.exact_keys, sorted=False).indices
+    scores = scores.scatter(-1, exact, -torch.inf).unflatten(-1, (keys.count, keys.size))
+    least = torch.finfo(scores.dtype).min
+    top = scores.detach().amax(-1, keepdim=True).clamp(min=least)  # a slot may be empty
+    weights = (scores - top).exp()
+    mass = weights.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+    bias = (top + mass.log()).squeeze(-1) - q_tilde @ k_tilde.mT
+    return Slots(queries, keys, exact, weights / mass, bias, k_tilde)
+
+
+def means(x: Tensor, clusters: Clusters) -> Tensor:
+    """[H, L, D] -> [H, G, D]"""
+    return split(sort(x, clusters), clusters).sum(2) / clusters.sizes(x)
+
+
+def sort(x: Tensor, clusters: Clusters) -> Tensor:
+    """Tokens in the order of their clusters, and zeros to fill the last: [H, slots, D]."""
+    return F.pad(rows(x, clusters.order), (0, 0, 0, clusters.slots - x.shape[1]))
+
+
+def unsort(x: Tensor, clusters: Clusters) -> Tensor:
+    """Back from the order of the clusters, [H, L, D]."""
+    return torch.zeros_like(x).scatter(1, clusters.order[..., None].expand(x.shape), x)
+
+
+def split(x: Tensor, clusters: Clusters) -> Tensor:
+    """[H, slots, D] -> [H, G, P, D]"""
+    return x.unflatten(1, (clusters.count, clusters.size))
+
+
+def rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[h, index[h]]: [H, L, D] and int64 [H, ...] -> [H, ..., D]."""
+    flat = index.flatten(1)[..., None].expand(-1, -1, x.shape[-1])
+    return x.gather(1, flat).unflatten(1, index.shape[1:])

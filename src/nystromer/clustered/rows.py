@@ -1,0 +1,88 @@
+"""Rows of the map of clustered attention, without the map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nystromer.checks import check_mask, check_query_key, check_rows
+from nystromer.clustered.budget import Budget, check_budget, check_self_attention
+from nystromer.clustered.eager import make_slots, sort
+from nystromer.clustered.eager import rows as rows_of
+from nystromer.precision import accumulation_dtype, without_autocast
+
+
+def clustered_attention_rows(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor | Sequence[int],
+    *,
+    num_query_clusters: int = 32,
+    num_key_clusters: int = 32,
+    num_exact_keys: int = 64,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    r"""What a query reads: the rows that `clustered_attention` multiplies V by.
+
+    They are positive and sum to one. Time O(N (G + R)), memory the same.
+
+    Args:
+        query: Q, [B, H, N, D].
+        key: K, [B, H, N, D].
+        rows: Positions among the queries, [R] ints, the same for every sequence.
+        num_query_clusters, num_key_clusters, num_exact_keys, mask, scale: As `clustered_attention`.
+
+    Returns:
+        [B, H, R, N], dtype of `query`; zero at padding and in the rows of padding.
+
+    Raises:
+        TypeError, ValueError: As `clustered_attention`, or if a row is not in 0 ... N - 1.
+
+    Example:
+        >>> q, k = torch.randn(2, 1, 8, 2000, 64)
+        >>> clustered_attention_rows(q, k, rows=[0]).shape
+        torch.Size([1, 8, 1, 2000])
+    """
+    check_query_key(query, key)
+    check_self_attention(query, key)
+    check_mask("mask", mask, (key.shape[0], key.shape[2]), key.device)
+    budget = Budget(num_query_clusters, num_key_clusters, num_exact_keys)
+    check_budget(budget)
+    rows = torch.as_tensor(rows, device=query.device)
+    check_rows(rows, query.shape[2])
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    result = query.new_zeros(*query.shape[:2], len(rows), key.shape[2])
+    everywhere = torch.ones(query.shape[2], dtype=torch.bool, device=query.device)
+    with without_autocast(query):
+        for b in range(query.shape[0]):
+            real = everywhere if mask is None else mask[b]
+            asked = real[rows].nonzero()[:, 0]
+            place = real.cumsum(0)[rows[asked]] - 1  # among the real tokens
+            q, k = (x[b, :, real].to(accumulation_dtype(x.dtype)) for x in (query, key))
+            if len(asked):
+                part = _rows(scale * q, k, place, budget).to(result.dtype)
+                result[b, :, asked[:, None], real.nonzero()[:, 0]] = part
+    return result
+
+
+def _rows(q: Tensor, k: Tensor, place: Tensor, budget: Budget) -> Tensor:
+    """[H, R, L] of one sequence without padding; place: the rows, [R]."""
+    if q.shape[1] <= budget.keys:
+        return torch.softmax(q[:, place] @ k.mT, -1)
+    slots = make_slots(q, k, budget)
+    rank = slots.queries.order.argsort(1)[:, place]  # of the rows, in the order of the clusters
+    cluster = rank // slots.queries.size  # [H, R]
+    exact, bias = rows_of(slots.exact, cluster), rows_of(slots.bias, cluster)
+    q = q[:, place]
+    near = torch.einsum("hrd,hrtd->hrt", q, rows_of(sort(k, slots.keys), exact))
+    far = q @ slots.k_tilde.mT + bias  # [H, R, M]
+    near, far = torch.softmax(torch.cat([near, far], -1), -1).split(
+        [near.shape[2], far.shape[2]], 2
+    )
+    within = rows_of(slots.weights.flatten(2), cluster).unflatten(2, slots.weights.shape[2:])
+    result = (far[..., None] * within).flatten(2).scatter(2, exact, near)[..., : k.shape[1]]
+    order = slots.keys.order[:, None].expand(result.shape)
+    return torch.zeros_like(result).scatter(2, order, result)
