@@ -7,11 +7,11 @@ from types import ModuleType
 from torch import Tensor
 
 from nystromer.checks import check_mask, check_query_key, check_value
-from nystromer.clustered import eager
+from nystromer.clustered import blocked, eager
 from nystromer.clustered.budget import Budget, check_budget, check_self_attention
 from nystromer.precision import autocast_inputs, without_autocast
 
-BACKENDS: dict[str, ModuleType] = {"eager": eager}
+BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked}
 
 
 def clustered_attention(
@@ -105,4 +105,4 @@ def choose_backend(name: str) -> ModuleType:
     if name != "auto" and name not in BACKENDS:
         known = ", ".join(map(repr, ("auto", *BACKENDS)))
         raise ValueError(f"`backend` of clustered attention must be one of {known}, got {name!r}.")
-    return eager if name == "auto" else BACKENDS[name]
+    return blocked if name == "auto" else BACKENDS[name]
