@@ -79,28 +79,28 @@ def apply_inverse_backward(
 
 
 class _Step:
-    """Eq. 14: W = A Z, P_1 = 7 I - W, P_2 = 15 I - W P_1, P_3 = 1/4 (13 I - W P_2), Z' = Z P_3."""
+    """Eq. 14: W = A Z, P = 15 I - 7 W + W², Q = 1/4 (13 I - W P), Z' = Z Q."""
 
     def __init__(self, matrix: Tensor, z: Tensor) -> None:
         self.matrix, self.z = matrix, z
-        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         self.w = matrix @ z
-        self.p_1 = 7 * identity - self.w
-        self.p_2 = torch.baddbmm(15 * identity, self.w, self.p_1, alpha=-1)
-        self.p_3 = torch.baddbmm(3.25 * identity, self.w, self.p_2, alpha=-0.25)
+        self.p = torch.baddbmm(self.w, self.w, self.w, beta=-7)
+        self.p.diagonal(dim1=1, dim2=2).add_(15)
+        self.q = torch.baddbmm(self.w, self.w, self.p, beta=0, alpha=-0.25)
+        self.q.diagonal(dim1=1, dim2=2).add_(3.25)
 
     def next(self) -> Tensor:
-        return self.z @ self.p_3
+        return self.z @ self.q
 
     def backward(self, grad: Tensor, grad_matrix: Tensor) -> Tensor:
         """Gradient of Z from that of Z'; adds to that of A. The lines above, last to first."""
-        grad_p_3 = self.z.mT @ grad
-        grad_p_2 = (self.w.mT @ grad_p_3).mul_(-0.25)
-        grad_w = self.w.mT @ grad_p_2
-        grad_w.baddbmm_(grad_p_3, self.p_2.mT, alpha=-0.25)
-        grad_w.baddbmm_(grad_p_2, self.p_1.mT, alpha=-1)
+        grad_q = self.z.mT @ grad
+        grad_p = (self.w.mT @ grad_q).mul_(-0.25)
+        grad_w = torch.baddbmm(grad_p, self.w.mT, grad_p, beta=-7)
+        grad_w.baddbmm_(grad_p, self.w.mT)
+        grad_w.baddbmm_(grad_q, self.p.mT, alpha=-0.25)
         grad_matrix.baddbmm_(grad_w, self.z.mT)
-        return (grad @ self.p_3.mT).baddbmm_(self.matrix.mT, grad_w)
+        return (grad @ self.q.mT).baddbmm_(self.matrix.mT, grad_w)
 
 
 def _next(t: Tensor) -> Tensor:
