@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -47,9 +47,8 @@ def preset(
     Raises:
         ValueError: If there is no such preset or attention, or a number is below 1.
     """
-    for option, value, known in (("preset", name, PRESETS), ("attention", attention, ATTENTIONS)):
-        if value not in known:
-            raise ValueError(f"`{option}` must be one of {', '.join(known)}, got {value!r}.")
+    check_preset(name)
+    check_attention(attention)
     check_positive("max_length", max_length)
     check_positive("num_landmarks", num_landmarks)
     options = {
@@ -63,3 +62,21 @@ def preset(
         "eos_token_id": tokenizer.sep_token_id,
     }
     return PRESETS[name](**{**options, **fields})
+
+
+def check_preset(name: str) -> str:
+    return check_one_of("preset", name, PRESETS)
+
+
+def check_attention(name: str) -> str:
+    return check_one_of("attention", name, ATTENTIONS)
+
+
+def check_one_of(option: str, value: str, known: Iterable[str]) -> str:
+    """
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if value not in known:
+        raise ValueError(f"`{option}` must be one of {', '.join(known)}, got {value!r}.")
+    return value

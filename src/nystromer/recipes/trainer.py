@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import logging
 
 from nystromer.recipes.curves import write_curves
 
@@ -43,6 +44,36 @@ def training_arguments(folder: Path, **options: Any) -> TrainingArguments:
     return TrainingArguments(str(folder), **{**common, **options})
 
 
+def batch_sizes(batch_size: int, device_batch: int | None = None) -> dict[str, int]:
+    """Of TrainingArguments, for `batch_size` rows an update over all processes together.
+
+    Args:
+        device_batch: Rows that a process takes at a time; None is all of its share.
+
+    Raises:
+        ValueError: If the rows cannot be shared out.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rows = device_batch or max(1, batch_size // processes)
+    if batch_size % (rows * processes):
+        raise ValueError(
+            f"`batch_size` must be a multiple of {processes} processes × {rows} rows, got "
+            f"{batch_size}; write {rows * processes}, or another device_batch."
+        )
+    return {
+        "per_device_train_batch_size": rows,
+        "per_device_eval_batch_size": rows,
+        "gradient_accumulation_steps": batch_size // (rows * processes),
+    }
+
+
+def updates(count: int, sizes: Mapping[str, int]) -> int:
+    """Of an epoch over `count` rows, as Trainer counts them."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batches = -(-count // (sizes["per_device_train_batch_size"] * processes))
+    return -(-batches // sizes["gradient_accumulation_steps"])
+
+
 def bfloat16_is_fast() -> bool:
     """Autocast to bfloat16 makes a step 2.4 times faster on a CPU that multiplies it."""
     if torch.cuda.is_available():
@@ -60,6 +91,7 @@ class RunTrainer(Trainer):
 
     def __init__(self, *args: Any, lengths: Sequence[int] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        logging.disable_progress_bar()  # of saving, which would break into the training's
         self.lengths = lengths
         self.remove_callback(ProgressCallback)
         self.add_callback(Progress())
