@@ -14,7 +14,9 @@ from nystromer.hf import NystromformerConfig
 def tiny(**fields: Any) -> NystromformerConfig:
     """Two layers of 64, two heads: 2,048 bytes on two CPU cores."""
     sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2}
-    return NystromformerConfig(**{**sizes, "intermediate_size": 128, **fields})
+    return NystromformerConfig(
+        **{**sizes, "intermediate_size": 128, "conv_kernel_size": 33, **fields}
+    )
 
 
 PRESETS: dict[str, Callable[..., NystromformerConfig]] = {
