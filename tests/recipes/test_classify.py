@@ -281,6 +281,10 @@ def test_scores_by_hand():
             "`--tokenizer` must be that of the model, got one of 260 tokens where .* has 204",
         ),
         ("train --train-file {train} --epochs 0", "`epochs` must be at least 1, got 0"),
+        (
+            "train --train-file {train} --token-dropout 1",
+            "`token_dropout` must be at least 0 and below 1, got 1.0",
+        ),
         ("train --train-file {train} --learning-rate 0", "`learning_rate` must be above 0, got 0"),
         (
             "train --train-file {train} --batch-size 8 --device-batch 3",

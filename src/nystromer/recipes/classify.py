@@ -55,6 +55,8 @@ class Settings:
         num_landmarks: M; None is 64, or what a Nyström model has.
         epochs, batch_size, learning_rate: None is the paper's for a `model` (AdamW 3e-5, 32 rows an
             update, 4 epochs), and higher for a new one.
+        token_dropout: Share of the tokens of a training text that [MASK] stands in for, against
+            learning a small file by heart.
         device_batch: Rows that one process takes at a time; None is all of its share.
         limit: Rows of every split, for a try.
     """
@@ -77,6 +79,7 @@ class Settings:
     batch_size: int | None = None
     device_batch: int | None = None
     learning_rate: float | None = None
+    token_dropout: float = 0.0
     seed: int = 0
     skip_bad_lines: bool = False
     limit: int | None = None
@@ -87,6 +90,10 @@ class Settings:
                 check_positive(name, getattr(self, name))
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+        if not 0 <= self.token_dropout < 1:
+            raise ValueError(
+                f"`token_dropout` must be at least 0 and below 1, got {self.token_dropout}."
+            )
         if (self.task is None) == (self.train_file is None):
             got = "both" if self.task else "neither"
             raise ValueError(f"A training needs a TASK or a --train-file, got {got}; give one.")
@@ -140,6 +147,7 @@ def train_classifier(settings: Settings, folder: Path, *, resume: bool = False) 
         data_collator=collator(tokenizer),
         processing_class=tokenizer,
         compute_metrics=scores,
+        token_dropout=settings.token_dropout,
         lengths=[length(example) for example in data["train"]],
     )
     run.train(trainer)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
@@ -87,10 +88,19 @@ class RunTrainer(Trainer):
 
     Args:
         lengths: Of the training rows; then batches hold rows of like length.
+        token_dropout: Share of the tokens of a training text that [MASK] stands in for, drawn anew
+            every time.
     """
 
-    def __init__(self, *args: Any, lengths: Sequence[int] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        lengths: Sequence[int] | None = None,
+        token_dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.token_dropout = token_dropout
         logging.disable_progress_bar()  # of saving, which would break into the training's
         self.lengths = lengths
         self.remove_callback(ProgressCallback)
@@ -102,6 +112,18 @@ class RunTrainer(Trainer):
         if not hasattr(dataset, "__len__"):
             return None
         return EpochSampler(self, len(dataset), self.lengths)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if self.token_dropout:
+            inputs["input_ids"] = self.with_dropout(inputs["input_ids"])
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def with_dropout(self, ids: Tensor) -> Tensor:
+        """[B, N] -> [B, N]; special tokens stay."""
+        tokenizer: Any = self.processing_class
+        special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
+        dropped = (torch.rand(ids.shape, device=ids.device) < self.token_dropout) & ~special
+        return ids.masked_fill(dropped, tokenizer.mask_token_id)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
