@@ -30,6 +30,7 @@ from nystromer.modules import NystromAttention
 from nystromer.recipes.demo.data import Task, Window
 from nystromer.recipes.demo.model import Classifier, ExactAttention
 from nystromer.recipes.demo.settings import Settings
+from nystromer.recipes.trainer import Progress
 
 
 @dataclass(frozen=True)
@@ -149,13 +150,6 @@ class Exam:
             "macro_f1": float(f1_score(labels, self.predictions, average="macro")),
         }
         return self.scores
-
-
-class Progress(ProgressCallback):
-    """The bar alone, without a dictionary printed at every evaluation."""
-
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
-        pass
 
 
 class StopWatch(TrainerCallback):
