@@ -45,7 +45,7 @@ class KilledAtStep(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def small_trainer(folder, trainer_class=RunTrainer, **options):
+def small_trainer(folder, trainer_class=RunTrainer, token_dropout=0.1, **options):
     set_seed(0)
     tokenizer = load_tokenizer("bytes")
     model = NystromformerForSequenceClassification(
@@ -70,6 +70,7 @@ def small_trainer(folder, trainer_class=RunTrainer, **options):
         compute_metrics=lambda x: {
             "accuracy": accuracy_score(x.label_ids, x.predictions.argmax(1))
         },
+        token_dropout=token_dropout,
         lengths=[len(row["input_ids"]) for row in data],
     )
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from nystromer.bench import METHODS, Row, sweep, write_csv
+from nystromer.cli import training
 from nystromer.cli.pretraining import pretrain
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(pretrain)
+app.command()(training.train)
+app.command()(training.predict)
 
 
 @app.command()

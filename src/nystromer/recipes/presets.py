@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +14,9 @@ from nystromer.hf import NystromformerConfig
 def tiny(**fields: Any) -> NystromformerConfig:
     """Two layers of 64, two heads: 2,048 bytes on two CPU cores."""
     sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2}
-    return NystromformerConfig(**{**sizes, "intermediate_size": 128, **fields})
+    return NystromformerConfig(
+        **{**sizes, "intermediate_size": 128, "conv_kernel_size": 33, **fields}
+    )
 
 
 PRESETS: dict[str, Callable[..., NystromformerConfig]] = {
@@ -47,9 +49,8 @@ def preset(
     Raises:
         ValueError: If there is no such preset or attention, or a number is below 1.
     """
-    for option, value, known in (("preset", name, PRESETS), ("attention", attention, ATTENTIONS)):
-        if value not in known:
-            raise ValueError(f"`{option}` must be one of {', '.join(known)}, got {value!r}.")
+    check_preset(name)
+    check_attention(attention)
     check_positive("max_length", max_length)
     check_positive("num_landmarks", num_landmarks)
     options = {
@@ -63,3 +64,21 @@ def preset(
         "eos_token_id": tokenizer.sep_token_id,
     }
     return PRESETS[name](**{**options, **fields})
+
+
+def check_preset(name: str) -> str:
+    return check_one_of("preset", name, PRESETS)
+
+
+def check_attention(name: str) -> str:
+    return check_one_of("attention", name, ATTENTIONS)
+
+
+def check_one_of(option: str, value: str, known: Iterable[str]) -> str:
+    """
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if value not in known:
+        raise ValueError(f"`{option}` must be one of {', '.join(known)}, got {value!r}.")
+    return value

@@ -9,13 +9,10 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-
-import pyarrow
-import pyarrow.parquet
 
 Row = dict[str, Any]
 Reader = Callable[[Path, "BadLines"], Iterator[tuple[int, Row]]]
@@ -66,11 +63,24 @@ def read_rows(
                 continue
             count += 1
             yield row
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rstrip(". ")
         raise ValueError(f"{path} cannot be read: {reason}.") from error
     if not count:
         raise ValueError(f"{path} holds no rows that can be read.")
+
+
+def text_of(row: Row, column: str) -> str:
+    """
+    Raises:
+        ValueError: If it holds something else.
+    """
+    text = row.get(column)
+    if not isinstance(text, str):
+        raise ValueError(
+            f"The column {column!r} must hold text, got {text!r} ({type(text).__name__})."
+        )
+    return text
 
 
 def reader(path: Path) -> Reader:
@@ -95,17 +105,22 @@ def json_rows(path: Path, bad_lines: BadLines) -> Iterator[tuple[int, Row]]:
 
 
 def csv_rows(path: Path, bad_lines: BadLines) -> Iterator[tuple[int, Row]]:
-    return separated_rows(path, bad_lines, ",")
+    return separated_rows(path, csv.reader, bad_lines)
 
 
 def tsv_rows(path: Path, bad_lines: BadLines) -> Iterator[tuple[int, Row]]:
-    return separated_rows(path, bad_lines, "\t")
+    """Without quotes, as GLUE's: a quotation mark is a letter."""
+    return separated_rows(
+        path, lambda file: csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), bad_lines
+    )
 
 
-def separated_rows(path: Path, bad_lines: BadLines, delimiter: str) -> Iterator[tuple[int, Row]]:
+def separated_rows(
+    path: Path, make_table: Callable[[Iterable[str]], Any], bad_lines: BadLines
+) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(2**31 - 1)  # documents are longer than 131,072 letters
-    table = csv.reader((line for _, line in lines(path, bad_lines)), delimiter=delimiter)
-    names = next(table, [])
+    table = make_table(line for _, line in lines(path, bad_lines))
+    names: list[str] = next(table, [])
     for fields in table:
         if len(fields) == len(names):
             yield table.line_num, dict(zip(names, fields, strict=True))
@@ -115,12 +130,16 @@ def separated_rows(path: Path, bad_lines: BadLines, delimiter: str) -> Iterator[
 
 
 def parquet_rows(path: Path, bad_lines: BadLines) -> Iterator[tuple[int, Row]]:
+    arrow = pyarrow()
+    number = 0
     with opened(path) as file:
-        number = 0
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+        try:
+            for batch in arrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+        except arrow.ArrowException as error:
+            raise OSError(str(error)) from error
 
 
 def text_rows(path: Path, bad_lines: BadLines) -> Iterator[tuple[int, Row]]:
@@ -148,7 +167,21 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def open_zstandard(path: Path, mode: str) -> IO[bytes]:
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return io.BufferedReader(pyarrow().input_stream(str(path), compression="zstd"))
+
+
+def pyarrow() -> Any:
+    """
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        message = "Parquet and .zst files need pyarrow: pip install nystromer[train]."
+        raise ImportError(message) from error
+    return pyarrow
 
 
 OPENERS: dict[str, Callable[..., Any]] = {

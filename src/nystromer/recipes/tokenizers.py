@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -73,3 +75,19 @@ def framed(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         **SPECIAL,
     )
+
+
+def check_alphabet(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: If the tokenizer is for DNA, and most of the texts' letters are not.
+    """
+    if len(tokenizer) != len("ACGTN") + len(SPECIAL):
+        return
+    letters = "".join(texts[:100]).upper()
+    strange = sum(letter not in "ACGTN \r\n" for letter in letters)
+    if 2 * strange > len(letters):
+        raise ValueError(
+            f"`--tokenizer dna` is for A, C, G, T and N, got {letters[:20]!r}; write --tokenizer "
+            "bytes for text."
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import logging
 
 from nystromer.recipes.curves import write_curves
 
@@ -43,6 +45,36 @@ def training_arguments(folder: Path, **options: Any) -> TrainingArguments:
     return TrainingArguments(str(folder), **{**common, **options})
 
 
+def batch_sizes(batch_size: int, device_batch: int | None = None) -> dict[str, int]:
+    """Of TrainingArguments, for `batch_size` rows an update over all processes together.
+
+    Args:
+        device_batch: Rows that a process takes at a time; None is all of its share.
+
+    Raises:
+        ValueError: If the rows cannot be shared out.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rows = device_batch or max(1, batch_size // processes)
+    if batch_size % (rows * processes):
+        raise ValueError(
+            f"`batch_size` must be a multiple of {processes} processes × {rows} rows, got "
+            f"{batch_size}; write {rows * processes}, or another device_batch."
+        )
+    return {
+        "per_device_train_batch_size": rows,
+        "per_device_eval_batch_size": rows,
+        "gradient_accumulation_steps": batch_size // (rows * processes),
+    }
+
+
+def updates(count: int, sizes: Mapping[str, int]) -> int:
+    """Of an epoch over `count` rows, as Trainer counts them."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batches = -(-count // (sizes["per_device_train_batch_size"] * processes))
+    return -(-batches // sizes["gradient_accumulation_steps"])
+
+
 def bfloat16_is_fast() -> bool:
     """Autocast to bfloat16 makes a step 2.4 times faster on a CPU that multiplies it."""
     if torch.cuda.is_available():
@@ -56,10 +88,20 @@ class RunTrainer(Trainer):
 
     Args:
         lengths: Of the training rows; then batches hold rows of like length.
+        token_dropout: Share of the tokens of a training text that [MASK] stands in for, drawn anew
+            every time.
     """
 
-    def __init__(self, *args: Any, lengths: Sequence[int] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        lengths: Sequence[int] | None = None,
+        token_dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.token_dropout = token_dropout
+        logging.disable_progress_bar()  # of saving, which would break into the training's
         self.lengths = lengths
         self.remove_callback(ProgressCallback)
         self.add_callback(Progress())
@@ -70,6 +112,18 @@ class RunTrainer(Trainer):
         if not hasattr(dataset, "__len__"):
             return None
         return EpochSampler(self, len(dataset), self.lengths)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if self.token_dropout:
+            inputs["input_ids"] = self.with_dropout(inputs["input_ids"])
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def with_dropout(self, ids: Tensor) -> Tensor:
+        """[B, N] -> [B, N]; special tokens stay."""
+        tokenizer: Any = self.processing_class
+        special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
+        dropped = (torch.rand(ids.shape, device=ids.device) < self.token_dropout) & ~special
+        return ids.masked_fill(dropped, tokenizer.mask_token_id)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
