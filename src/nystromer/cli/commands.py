@@ -15,6 +15,7 @@ from rich.table import Table
 
 from nystromer.bench import METHODS, Row, sweep, write_csv
 from nystromer.cli import training
+from nystromer.cli.pretraining import pretrain
 
 if TYPE_CHECKING:
     from nystromer.hf.calibrate import Calibration
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
+app.command()(pretrain)
 app.command()(training.train)
 app.command()(training.predict)
 
