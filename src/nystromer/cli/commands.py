@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from nystromer.bench import METHODS, Row, sweep, write_csv
+from nystromer.cli.lra import app as lra_app
 
 if TYPE_CHECKING:
     from nystromer.hf.calibrate import Calibration
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(lra_app)
 
 
 @app.command()
