@@ -187,10 +187,18 @@ def make_attention(name: str, task: Task, num_landmarks: int = 64) -> nn.Module:
         ValueError: If the name is not known.
         ImportError: If the package that it comes from is missing.
     """
+    check_name(name)
+    return ATTENTIONS[name](task, num_landmarks)
+
+
+def check_name(name: str) -> None:
+    """
+    Raises:
+        ValueError: If there is no such attention; it lists the known.
+    """
     if name not in ATTENTIONS:
         known = ", ".join(ATTENTIONS)
         raise ValueError(f"`--attention` must be one of {known}, got {name!r}.")
-    return ATTENTIONS[name](task, num_landmarks)
 
 
 def source(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
+from nystromer.checks import check_positive
 from nystromer.recipes.lra import image, listops, pathfinder, pathfinder_files, retrieval, text
 from nystromer.recipes.lra.store import Prepared, fingerprints, need_files, stored
 
@@ -42,6 +43,11 @@ def load(
     Raises:
         ValueError: If files are missing or damaged, or the Hub cannot be reached.
     """
+    for option, number in (("--rows", rows), ("--eval-rows", eval_rows)):
+        if number is not None:
+            check_positive(option, number)
+    if data_dir is not None and not data_dir.is_dir():
+        raise ValueError(f"`--data-dir` must be a folder, got {data_dir}, which is none.")
     made_from, make = origin(task, data_dir, seed, rows, eval_rows, processes)
     made_from = {"task": task, "seed": seed, **made_from}
     found, about = stored(task, cache or default_cache(), made_from, make)

@@ -70,6 +70,7 @@ def run_task(
     steps = schedule(task, fraction, steps)
     batch_size = batch_size or task.batch_size
     check_options(batch_size, accumulate, looks, num_landmarks)
+    attentions.check_name(attention)
     data, about = load(name, data_dir, cache=cache, rows=rows, eval_rows=eval_rows)
     set_seed(seed)
     model = Classifier(task, attention, num_landmarks)
