@@ -80,7 +80,12 @@ def histograms(train: dict[str, Dataset]) -> Figure:
         shares = np.bincount(rows["labels"][:]) / len(rows)
         above.bar(range(len(shares)), 100 * shares, color=plots.BLUE)
         above.set(title=task, xlabel="class", xticks=range(len(shares)))
-        below.hist(np.concatenate(token_counts(rows)), bins=40, color=plots.ORANGE)
+        below.hist(
+            np.concatenate(token_counts(rows)),
+            bins=40,
+            range=(0, TASKS[task].max_length),
+            color=plots.ORANGE,
+        )
         below.set(xlabel="tokens of a document")
         below.set_xlim(0, 1.02 * TASKS[task].max_length)
         below.axvline(TASKS[task].max_length, color=plots.GREY, ls=":")

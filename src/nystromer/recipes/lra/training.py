@@ -48,7 +48,8 @@ def run_task(
 ) -> dict[str, Any]:
     """Trains on the task and returns the metrics, which the folder `output` keeps.
 
-    The weights that did best on the validation rows are those tested.
+    The weights that did best on the validation rows are those tested. Times are medians over the
+    steps since the run was begun or last resumed.
 
     Args:
         name, attention: Of `tasks.TASKS` and `attentions.ATTENTIONS`.
