@@ -40,6 +40,16 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_that_make_the_same_at_a_time_agree(tmp_path):
+    def make_while_another_does():
+        stored("x", tmp_path, {}, prepared)
+        return prepared()
+
+    rows, _ = stored("x", tmp_path, {}, make_while_another_does)
+    assert len(rows["train"]) == 3
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_changed_file_is_read_again(tmp_path, data_dirs):
     path = data_dirs["text"] / "imdb" / "train.jsonl"
     content = path.read_text()

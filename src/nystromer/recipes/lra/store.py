@@ -69,7 +69,11 @@ def stored(
             tables = {split: Dataset(table(rows)) for split, rows in prepared.splits.items()}
             DatasetDict(tables).save_to_disk(unfinished)
             (unfinished / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
-            os.replace(unfinished, folder)
+            try:
+                os.replace(unfinished, folder)
+            except OSError:  # another process was faster
+                if not folder.exists():
+                    raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
