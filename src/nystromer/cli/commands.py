@@ -15,6 +15,7 @@ from rich.table import Table
 
 from nystromer.bench import METHODS, Row, sweep, write_csv
 from nystromer.cli import training
+from nystromer.cli.lra import app as lra_app
 from nystromer.cli.pretraining import pretrain
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(pretrain)
 app.command()(training.train)
 app.command()(training.predict)
+app.add_typer(lra_app)
 
 
 @app.command()
