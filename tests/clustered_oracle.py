@@ -5,15 +5,16 @@ import numpy as np
 from oracle import softmax
 
 
-def leading(x, steps=3):
-    u = x[np.argmax((x * x).sum(1))]
+def leading(x, steps=16):
+    square = x.T @ x
+    u = square[np.argmax(np.diag(square))]
     for _ in range(steps):
-        u = x.T @ (x @ u)
+        u = square @ u
         u = u / max(np.linalg.norm(u), 1e-30)
     return -u if u.sum() < 0 else u
 
 
-def directions(x, levels, sample=512):
+def directions(x, levels, sample=1024):
     """Of every part, level after level, from the sample alone."""
     count = min(len(x), max(sample, 2**levels)) // 2**levels * 2**levels
     parts, found = [x[[i * len(x) // count for i in range(count)]]], []

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SAMPLE = 512  # tokens from which the directions are found; more are no better (docs/log.md)
-POWER_STEPS = 3
+SAMPLE = 1024  # tokens from which the directions are found (docs/log.md)
+POWER_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def bisected(x: Tensor, count: int) -> Clusters:
     """At most `count` clusters, a power of two, of as many tokens each or one fewer.
 
     All tokens are cut in two at the median of their projections on a direction, then each half is,
-    and so on. A direction is the leading one of its part of a sample: of the tokens' differences
-    from their mean, the longest, after a few power steps. Cost: one product of L x C x D, and
+    and so on. A direction is the leading one of its part of a sample, found by power steps on the
+    covariance of its tokens. Cost: one product of L x C x D, and
     log2(C) selections among L numbers a head. Nothing is random.
 
     Args:
@@ -136,12 +136,13 @@ def _directions(x: Tensor, levels: int) -> list[Tensor]:
 
 
 def _leading(x: Tensor) -> Tensor:
-    """The leading right singular vector of each [..., S, D], nearly, whose sum is not negative:
-    [..., 1, D]. (Of two tokens either may be the longest, by rounding.)"""
-    longest = x.square().sum(-1).argmax(-1)[..., None, None]
-    direction = x.gather(-2, longest.expand(*x.shape[:-2], 1, x.shape[-1]))
+    """The leading right singular vector of each [..., S, D], nearly, of length one (or zero) and
+    with a sum that is not negative: [..., 1, D]."""
+    square = x.mT @ x
+    largest = square.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
+    direction = square.gather(-2, largest.expand(*x.shape[:-2], 1, x.shape[-1]))
     for _ in range(POWER_STEPS):
-        direction = torch.nn.functional.normalize((x @ direction.mT).mT @ x, dim=-1, eps=1e-30)
+        direction = torch.nn.functional.normalize(direction @ square, dim=-1, eps=1e-30)
     return torch.where(direction.sum(-1, keepdim=True) < 0, -direction, direction)
 
 
