@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from nystromer.diagnostics import cost
-from nystromer.hf.attention import KMEANS_STEPS
+from nystromer.hf.attend import KMEANS_STEPS
 from nystromer.hf.plan import LayerChoice, Plan
 from nystromer.hf.survey import Batch, Fidelity, LayerSurvey, exact_states, fidelity, survey
 

@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from nystromer.functional import nystrom_attention
-from nystromer.hf.attention import attend, exact_attention_forward, landmarks_of, repeated
+from nystromer.hf.attend import attend, landmarks_of, repeated
+from nystromer.hf.attention import exact_attention_forward
 from nystromer.hf.layers import attention_layers, base_name, intercepted
 from nystromer.hf.masks import key_mask
 from nystromer.hf.plan import LayerChoice
