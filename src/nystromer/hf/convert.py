@@ -71,17 +71,13 @@ def nystromize(
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"`model` must be a transformers model, got {type(model).__name__}.")
-    if method not in OPTIONS:
-        known = " or ".join(map(repr, OPTIONS))
-        raise ValueError(f"`method` must be {known}, got {method!r}; `layers` keeps some exact.")
-    choice = LayerChoice(
-        "",
+    choice = choice_of(
         method,
         num_landmarks,
-        min_length,
-        num_query_clusters=num_query_clusters,
-        num_key_clusters=num_key_clusters,
-        num_exact_keys=num_exact_keys,
+        num_query_clusters,
+        num_key_clusters,
+        num_exact_keys,
+        min_length=min_length,
         conv_kernel_size=conv_kernel_size,
     )
     found = attention_layers(model, example)
@@ -100,6 +96,39 @@ def nystromize(
     _set_taps(model, choices)
     _say(model, choices)
     return model
+
+
+def choice_of(
+    method: str,
+    num_landmarks: int = 64,
+    num_query_clusters: int = 32,
+    num_key_clusters: int = 32,
+    num_exact_keys: int = 64,
+    **options: Any,
+) -> LayerChoice:
+    """One choice for every layer, still without a name.
+
+    Raises:
+        ValueError: If there is no such method, or an option is the other method's.
+    """
+    if method not in OPTIONS:
+        known = " or ".join(map(repr, OPTIONS))
+        raise ValueError(f"`method` must be {known}, got {method!r}.")
+    return LayerChoice(
+        "",
+        method,
+        num_landmarks,
+        num_query_clusters=num_query_clusters,
+        num_key_clusters=num_key_clusters,
+        num_exact_keys=num_exact_keys,
+        **options,
+    )
+
+
+def uniform_plan(model: PreTrainedModel, choice: LayerChoice) -> Plan:
+    """The choice in every attention layer of the model."""
+    found = attention_layers(model)
+    return Plan(model.config.model_type, tuple(_uniform(choice, found, _numbers(None, len(found)))))
 
 
 def _uniform(

@@ -24,8 +24,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from nystromer.hf import nystromize
 from nystromer.hf.attention import CONV
 from nystromer.hf.calibrate import calibration
+from nystromer.hf.fidelity import Fidelity, exact_states, last_hidden, measure
 from nystromer.hf.plan import Plan
-from nystromer.hf.survey import Fidelity, exact_states, last_hidden, measure
 
 
 @dataclass(frozen=True)
