@@ -199,6 +199,16 @@ def test_calibrate_refuses(case, options, message):
         calibrate(*case, num_landmarks=M, **options)
 
 
+def test_trials_are_named_by_their_keys_beside_a_layer_that_stays_exact():
+    model = bert()
+    model.encoder.layer[0].attention.self.is_causal = True
+    found = calibration(model, [tokens()], num_landmarks=M)
+    assert [x.name for x in found.clustered][:2] == [
+        "every layer clustered, 4 keys",
+        "every layer clustered, 8 keys",
+    ]
+
+
 def test_uniform_keeps_layers_that_cannot_be_swapped_in_their_place():
     model = bert()
     model.encoder.layer[0].attention.self.is_causal = True

@@ -70,10 +70,12 @@ def test_survey_measures_clustered_attention_with_up_to_twice_the_keys():
         exact = F.scaled_dot_product_attention(q, k, v)
         found = layer.of("clustered")
         assert [scheme.choice.keys for scheme in found] == [M, 2 * M, 3 * M, 4 * M]
-        for scheme, (clusters, kept) in zip(found, ((1, 2), (2, 4), (3, 6), (4, 8)), strict=True):
+        for scheme, (queries, keys, kept) in zip(
+            found, ((1, 1, 2), (2, 2, 4), (4, 2, 6), (4, 4, 8)), strict=True
+        ):
             near = clustered_attention(
                 q, k, v,
-                num_query_clusters=clusters, num_key_clusters=clusters, num_exact_keys=kept,
+                num_query_clusters=queries, num_key_clusters=keys, num_exact_keys=kept,
             )  # fmt: skip
             squares = (near - exact).double().square().sum((0, 2, 3))
             assert_close(torch.tensor(scheme.squares, dtype=torch.float64), squares, 1e-3)
@@ -88,7 +90,7 @@ def test_survey_leaves_out_clusters_that_no_sequence_is_long_enough_for():
 
 
 def test_a_single_landmark_has_clusters_too():
-    assert [choice.keys for choice in clustered_choices("a", 2, 1)] == [4]
+    assert [choice.keys for choice in clustered_choices("a", 2, 1)] == [3, 4]
 
 
 def test_survey_says_what_a_layer_alone_does_to_the_model():
@@ -167,7 +169,7 @@ def test_survey_takes_grouped_heads():
     [
         (bert, [], "`batches` must hold at least one batch of inputs, got none"),
         (bert, [tokens(n=15)], "at least 4 M = 16 tokens, .* got at most 15"),
-        (lambda: nystromize(bert(), M), [tokens()], "has Nyström attention already; load the exac"),
+        (lambda: nystromize(bert(), M), [tokens()], "was converted already; load the exact"),
         (
             lambda: GPT2Model(GPT2Config(vocab_size=99, n_embd=32, n_layer=1, n_head=4)).eval(),
             [tokens()],

@@ -91,11 +91,9 @@ def allocations(layers: Sequence[Sequence[Option]], budget: float = math.inf) ->
         for i, found in enumerate(hulls)
         for before, after in pairwise(found)
     ]
-    plans, finished = [tuple(plan)], set()
+    plans = [tuple(plan)]
     for _, i, option in sorted(steps, key=lambda step: -step[0]):
-        if total(plan) - plan[i].cost + option.cost > budget * (1 + 1e-9):
-            finished.add(i)
-        elif i not in finished:
+        if total(plan) - plan[i].cost + option.cost <= budget * (1 + 1e-9):
             plan[i] = option
             plans.append(tuple(plan))
     return plans

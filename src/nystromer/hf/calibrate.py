@@ -138,7 +138,7 @@ def calibration(
         unit,
         trial("every layer Nyström, segment means and six steps", plain),
         trial("every layer Nyström, best scheme, fitted convolution", best),
-        tuple(trial(f"every layer clustered, {max(c.keys for c in x)} keys", x) for x in clustered),
+        tuple(trial(f"every layer clustered, {_keys(x)} keys", x) for x in clustered),
         tuple(measured(x) for x in tqdm(path, "Trying plans", disable=few)),
         measured(chosen),
         max_error,
@@ -160,6 +160,10 @@ def uniform(layers: Sequence[LayerSurvey]) -> list[list[LayerChoice]]:
 
 def _clustered(size: int, layer: LayerSurvey) -> LayerChoice:
     return layer.of("clustered")[size].choice
+
+
+def _keys(choices: Sequence[LayerChoice]) -> int:
+    return next(choice.keys for choice in choices if choice.attention != "exact")
 
 
 def plain_choice(layer: LayerSurvey) -> LayerChoice:

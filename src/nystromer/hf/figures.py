@@ -56,7 +56,7 @@ def _draw_costs(figure: FigureBase, found: Calibration) -> None:
     if found.unit == "time":
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0%}"))
     grid(axes)
-    axes.legend(frameon=False, fontsize=11, labelcolor="linecolor")
+    axes.legend(frameon=False, fontsize=11, labelcolor="linecolor", loc="lower left")
     cost = COSTS[found.unit].format(found.length)
     label(axes, "What a budget buys", cost, "1 − cosine to the exact embedding")
     _draw_layers(layer_axes, found)

@@ -27,6 +27,12 @@ NYSTROM: tuple[tuple[str, float | None], ...] = (  # landmarks, ridge
     ("kmeans", 1e-2),
     ("kmeans", 1e-1),
 )
+CLUSTERED = (  # G, M and T of clustered attention as parts of the landmarks
+    (0.25, 0.25, 0.5),
+    (0.5, 0.5, 1.0),
+    (1.0, 0.5, 1.5),  # better than (0.75, 0.75, 1.5), see docs/log.md
+    (1.0, 1.0, 2.0),
+)
 
 
 @dataclass(frozen=True)
@@ -46,17 +52,17 @@ class Scheme:
 
 def clustered_choices(name: str, num_heads: int, num_landmarks: int) -> list[LayerChoice]:
     """Clustered attention with half the keys that M landmarks score, as many, and up to twice."""
-    parts = dict.fromkeys(max(1, num_landmarks * i // 4) for i in (1, 2, 3, 4))
+    budgets = [[max(1, int(num_landmarks * part)) for part in parts] for parts in CLUSTERED]
     return [
         LayerChoice(
             name,
             "clustered",
-            num_query_clusters=part,
-            num_key_clusters=part,
-            num_exact_keys=2 * part,
+            num_query_clusters=queries,
+            num_key_clusters=keys,
+            num_exact_keys=exact,
             num_heads=num_heads,
         )
-        for part in parts
+        for queries, keys, exact in dict.fromkeys(map(tuple, budgets))
     ]
 
 

@@ -85,7 +85,7 @@ def survey(
     if not batches:
         raise ValueError("`batches` must hold at least one batch of inputs, got none.")
     if getattr(model.config, "nystrom", None) is not None:
-        raise ValueError("`model` has Nyström attention already; load the exact model again.")
+        raise ValueError("`model` was converted already; load the exact model again.")
     found = attention_layers(model, {key: x[:1] for key, x in batches[0].items()})
     sums = {
         layer.name: Observed(layer.name, layer.num_heads, num_landmarks)
