@@ -75,10 +75,10 @@ def _draw_layers(axes: Axes, found: Calibration) -> None:
     for y, (_, choice) in enumerate(rows):
         heads = choice.num_heads or 1
         exact = heads if choice.attention == "exact" else len(choice.exact_heads)
-        axes.barh(y, heads - exact, 0.7, color=COLOURS[choice.attention], alpha=0.75)
+        axes.barh(y, heads - exact, 0.7, color=COLOURS[choice.attention], alpha=0.5)
         axes.barh(y, exact, 0.7, left=heads - exact, color=COLOURS["exact"], alpha=0.75)
         text = "" if choice.attention == "exact" else f"{choice.attention}, {choice.keys} keys"
-        axes.text(0.15, y, text.replace("nystrom", "Nyström"), size=11, va="center", color="white")
+        axes.text(0.15, y, text.replace("nystrom", "Nyström"), size=11, va="center")
     axes.set_yticks(range(len(rows)), [str(i) for i, _ in rows])
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
@@ -118,7 +118,8 @@ def _draw_errors(figure: FigureBase, found: Calibration) -> None:
     if marked or found.path:
         dots.append((left, GREEN, "the plan"))
     for xs, colour, name in dots:
-        layer_axes.plot(xs, range(len(rows)), "o", color=colour, ms=8, label=name)
+        ring = {"mfc": "none", "mew": 2, "ms": 13} if xs is left else {"ms": 8}
+        layer_axes.plot(xs, range(len(rows)), "o", color=colour, label=name, **ring)
     grid(layer_axes)
     layer_axes.set_xlim(0, max(1.0, *dots[0][0]) * 1.02)
     layer_axes.legend(
