@@ -80,3 +80,11 @@ def test_growth_writes_both_directions(tmp_path, monkeypatch):
     }
     assert max(case.n for case in cases) == 262_144
     assert len(set(cases)) == 60
+
+
+def test_clustered_speed_checks_and_measures(tmp_path):
+    rows = run("clustered_speed", tmp_path / "clustered_speed.csv")
+    assert [row["direction"] for row in rows] == ["forward", "forward + backward"]
+    for row in rows:
+        assert 0 < float(row["error"]) < 1e-5
+        assert min(float(row[name]) for name in ("to_exact", "to_nystrom", "ours_ms")) > 0

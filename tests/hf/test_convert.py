@@ -154,7 +154,7 @@ def test_a_plan_mixes_the_three_attentions(tmp_path, caplog):
     [
         ({"method": "exact"}, "`method` must be 'nystrom' or 'clustered', got 'exact'"),
         ({"method": "clustered", "num_landmarks": 32}, "`num_landmarks` belongs to Nyström"),
-        ({"num_key_clusters": 16}, "`num_key_clusters` belongs to clustered attention, got 16"),
+        ({"num_key_clusters": 8}, "`num_key_clusters` belongs to clustered attention, got 8"),
         ({"method": "clustered", "num_exact_keys": 0}, "`num_exact_keys` must be at least 1"),
         ({"method": "clustered", "conv_kernel_size": 3}, "`conv_kernel_size` belongs to Nyst"),
     ],

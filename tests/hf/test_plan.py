@@ -23,8 +23,8 @@ def test_plan_leaves_defaults_out_of_its_json():
         {
             "name": "c",
             "attention": "clustered",
-            "num_query_clusters": 32,
-            "num_key_clusters": 32,
+            "num_query_clusters": 64,
+            "num_key_clusters": 16,
             "num_exact_keys": 8,
         },
     ]
@@ -89,5 +89,5 @@ def test_layer_choice_refuses(options, message):
 
 def test_layer_choice_is_exact_below_twice_the_keys_it_scores():
     assert LayerChoice("a", num_landmarks=16).exact_below == 64
-    assert LayerChoice("a", "clustered", num_exact_keys=8).exact_below == 2 * (32 + 32 + 8)
+    assert LayerChoice("a", "clustered", num_exact_keys=8).exact_below == 2 * (64 + 16 + 8)
     assert LayerChoice("a", "clustered", min_length=5).exact_below == 5

@@ -14,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from nystromer.bench import METHODS, Row, sweep, write_csv
+from nystromer.cli import training
+from nystromer.cli.lra import app as lra_app
+from nystromer.cli.pretraining import pretrain
 
 if TYPE_CHECKING:
     from nystromer.hf.calibration import Calibration
@@ -24,6 +27,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(pretrain)
+app.command()(training.train)
+app.command()(training.predict)
+app.add_typer(lra_app)
 
 
 @app.command()
@@ -98,9 +105,9 @@ def convert(
     output: Annotated[Path, typer.Option(help="New folder, which from_pretrained will read.")],
     method: Annotated[str, typer.Option(help="nystrom or clustered.")] = "nystrom",
     num_landmarks: Annotated[int, typer.Option(help="Nyström: landmarks M.")] = 64,
-    num_query_clusters: Annotated[int, typer.Option(help="Clustered: query clusters G.")] = 32,
-    num_key_clusters: Annotated[int, typer.Option(help="Clustered: key clusters M.")] = 32,
-    num_exact_keys: Annotated[int, typer.Option(help="Clustered: exact keys T.")] = 64,
+    num_query_clusters: Annotated[int, typer.Option(help="Clustered: query clusters G.")] = 64,
+    num_key_clusters: Annotated[int, typer.Option(help="Clustered: key clusters M.")] = 16,
+    num_exact_keys: Annotated[int, typer.Option(help="Clustered: exact keys T.")] = 48,
     num_heads: Annotated[
         int | None, typer.Option(help="Heads H, for a .model file without convolution.")
     ] = None,

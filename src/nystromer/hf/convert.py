@@ -26,9 +26,9 @@ def nystromize(
     num_landmarks: int = 64,
     *,
     method: str = "nystrom",
-    num_query_clusters: int = 32,
-    num_key_clusters: int = 32,
-    num_exact_keys: int = 64,
+    num_query_clusters: int = 64,
+    num_key_clusters: int = 16,
+    num_exact_keys: int = 48,
     layers: Sequence[int] | None = None,
     min_length: int | None = None,
     conv_kernel_size: int | None = None,
@@ -101,9 +101,9 @@ def nystromize(
 def choice_of(
     method: str,
     num_landmarks: int = 64,
-    num_query_clusters: int = 32,
-    num_key_clusters: int = 32,
-    num_exact_keys: int = 64,
+    num_query_clusters: int = 64,
+    num_key_clusters: int = 16,
+    num_exact_keys: int = 48,
     **options: Any,
 ) -> LayerChoice:
     """One choice for every layer, still without a name.

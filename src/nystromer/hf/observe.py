@@ -28,10 +28,10 @@ NYSTROM: tuple[tuple[str, float | None], ...] = (  # landmarks, ridge
     ("kmeans", 1e-1),
 )
 CLUSTERED = (  # G, M and T of clustered attention as parts of the landmarks
-    (0.25, 0.25, 0.5),
-    (0.5, 0.5, 1.0),
-    (1.0, 0.5, 1.5),  # better than (0.75, 0.75, 1.5), see docs/log.md
-    (1.0, 1.0, 2.0),
+    (0.5, 0.125, 0.375),
+    (1.0, 0.25, 0.75),
+    (1.0, 0.5, 1.5),
+    (2.0, 0.5, 1.5),
 )
 
 
@@ -53,6 +53,7 @@ class Scheme:
 def clustered_choices(name: str, num_heads: int, num_landmarks: int) -> list[LayerChoice]:
     """Clustered attention with half the keys that M landmarks score, as many, and up to twice."""
     budgets = [[max(1, int(num_landmarks * part)) for part in parts] for parts in CLUSTERED]
+    powers = [[_power_of_two(x) for x in clusters] + [exact] for *clusters, exact in budgets]
     return [
         LayerChoice(
             name,
@@ -62,7 +63,7 @@ def clustered_choices(name: str, num_heads: int, num_landmarks: int) -> list[Lay
             num_exact_keys=exact,
             num_heads=num_heads,
         )
-        for queries, keys, exact in dict.fromkeys(map(tuple, budgets))
+        for queries, keys, exact in dict.fromkeys(map(tuple, powers))
     ]
 
 
@@ -161,6 +162,11 @@ class Observed:
             fitted = replace(choice, conv_kernel_size=KERNEL, conv_taps=rounded)
             schemes.append(Scheme(fitted, tuple(left.clamp(min=0).tolist())))
         return schemes
+
+
+def _power_of_two(count: int) -> int:
+    """The largest below, as clustered attention rounds."""
+    return 1 << count.bit_length() - 1
 
 
 def _squares(x: Tensor) -> Tensor:

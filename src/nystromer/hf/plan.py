@@ -45,9 +45,9 @@ class LayerChoice:
     min_length: int | None = None
     landmarks: str = "segment_means"
     ridge: float | None = None
-    num_query_clusters: int = 32
-    num_key_clusters: int = 32
-    num_exact_keys: int = 64
+    num_query_clusters: int = 64
+    num_key_clusters: int = 16
+    num_exact_keys: int = 48
     exact_heads: tuple[int, ...] = ()
     conv_kernel_size: int | None = None
     conv_taps: tuple[tuple[float, ...], ...] | None = None

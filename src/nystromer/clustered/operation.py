@@ -1,0 +1,216 @@
+"""The forward and the backward over a batch, as operations that autograd and torch.compile know."""
+
+# No `from __future__ import annotations` here: torch reads the signatures of the operations.
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nystromer.backends.blocked.sequences import Sequence, Workspace, sequences
+from nystromer.clustered.budget import Budget
+from nystromer.clustered.clusters import Clusters, bisected, clusters_of
+from nystromer.clustered.tables import gradients_of, make_tables, output_of
+from nystromer.precision import accumulation_dtype
+from nystromer.registration import empty_as, operation
+
+ROWS_A_THREAD = 2048  # tokens times heads at a time: tables of a megabyte stay in cache
+
+
+@operation("clustered_forward")
+def clustered_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    query_clusters: int,
+    key_clusters: int,
+    exact_keys: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The output; then the places of queries and keys in the order of clusters; the exact keys."""
+    budget = Budget(query_clusters, key_clusters, exact_keys)
+    results = _results(query, value, *budget)
+    work = _workspace(query)
+    for b, sequence in enumerate(sequences(mask, query.shape[0], query.shape[2])):
+        output, chosen = results[0][b], (results[1][b], results[2][b], results[3][b])
+        q, k, v = (sequence.tokens(x[b]) for x in (query, key, value))
+        if sequence.length <= budget.keys:
+            tokens = _probabilities(q, k, scale) @ v.to(work.dtype)
+        else:
+            tokens = _forward(q, k, v, budget, chosen, scale, work)
+        _write(output, tokens, sequence)
+    return results
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    budget: Budget,
+    chosen: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    work: Workspace,
+) -> Tensor:
+    """The output of one sequence's tokens, [H, L, Dv]; fills in what was chosen."""
+    clusters = _clusters(q.to(work.dtype), k.to(work.dtype), budget)
+    output = work("sequence", *v.shape)
+    for i, j in _heads(q):
+        queries, keys = (x.of_heads(i, j) for x in clusters)
+        tokens = _read(q[i:j], "q", work), _read(k[i:j], "k", work), _read(v[i:j], "v", work)
+        tables = make_tables(tokens, queries, keys, None, budget.exact_keys, scale, work)
+        output_of(tables, queries, output[i:j], work)
+        for kept, new in zip(chosen, (queries.places, keys.places, tables.exact), strict=True):
+            kept[i:j, : new.shape[1]] = new
+    return output
+
+
+@torch.library.register_fake("nystromer::clustered_forward")
+def _(query, key, value, mask, *rest):  # type: ignore[no-untyped-def]
+    return _results(query, value, *rest[:3])
+
+
+@operation("clustered_backward")
+def clustered_backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    query_places: Tensor,
+    key_places: Tensor,
+    exact: Tensor,
+    query_clusters: int,
+    key_clusters: int,
+    exact_keys: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
+    budget = Budget(query_clusters, key_clusters, exact_keys)
+    grads = _gradients(query, key, value)
+    work = _workspace(query)
+    for b, sequence in enumerate(sequences(mask, query.shape[0], query.shape[2])):
+        q, k, v, g = (sequence.tokens(x[b]) for x in (query, key, value, grad_output))
+        if sequence.length <= budget.keys:
+            tokens = _exact_backward(q, k, v, g, scale)
+        else:
+            chosen = (query_places[b], key_places[b], exact[b])
+            tokens = _backward(q, k, v, g, budget, chosen, scale, work)
+        for grad, of_tokens in zip(grads, tokens, strict=True):
+            _write(grad[b], of_tokens, sequence)
+    return grads
+
+
+def _backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad_output: Tensor,
+    budget: Budget,
+    chosen: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    work: Workspace,
+) -> list[Tensor]:
+    query_places, key_places = (x[:, : q.shape[1]] for x in chosen[:2])
+    queries = clusters_of(query_places, budget.query_clusters)
+    keys = clusters_of(key_places, budget.key_clusters)
+    exact = chosen[2][:, : queries.count]
+    grads = [work(f"sequence {i}", *x.shape) for i, x in enumerate((q, k, v))]
+    for i, j in _heads(q):
+        of_heads = queries.of_heads(i, j), keys.of_heads(i, j)
+        tokens = _read(q[i:j], "q", work), _read(k[i:j], "k", work), _read(v[i:j], "v", work)
+        tables = make_tables(tokens, *of_heads, exact[i:j], budget.exact_keys, scale, work)
+        grad = _read(grad_output[i:j], "g", work)
+        gradients_of(tables, grad, *of_heads, scale, [x[i:j] for x in grads], work)
+    return grads
+
+
+@torch.library.register_fake("nystromer::clustered_backward")
+def _(grad_output, query, key, value, *rest):  # type: ignore[no-untyped-def]
+    return _gradients(query, key, value)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:4], *output[1:])
+    ctx.settings = inputs[4:]
+
+
+def _first(ctx: Any, grad_output: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    run = torch.ops.nystromer.clustered_backward.default
+    return *run(grad_output, *ctx.saved_tensors, *ctx.settings), *[None] * 5
+
+
+def _second(ctx: Any, *unused: Any) -> None:
+    raise NotImplementedError(
+        "backend='blocked' has no second derivative, got a backward through its gradients; use "
+        "backend='eager'."
+    )
+
+
+torch.library.register_autograd(
+    "nystromer::clustered_forward", _first, setup_context=_setup_context
+)
+torch.library.register_autograd("nystromer::clustered_backward", _second)
+
+
+def _results(
+    query: Tensor, value: Tensor, query_clusters: int, key_clusters: int, exact_keys: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    places, n = query.new_zeros(query.shape[:3], dtype=torch.int64), query.shape[2]
+    exact = places.new_zeros(*query.shape[:2], min(query_clusters, n), min(exact_keys, n))
+    return empty_as(query, value.shape[3]), places, torch.zeros_like(places), exact
+
+
+def _gradients(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (empty_as(x, x.shape[3]) for x in inputs)
+    return query, key, value
+
+
+def _clusters(q: Tensor, k: Tensor, budget: Budget) -> tuple[Clusters, Clusters]:
+    if budget.query_clusters != budget.key_clusters:
+        return bisected(q, budget.query_clusters), bisected(k, budget.key_clusters)
+    both, heads = bisected(torch.cat([q, k]), budget.query_clusters), len(q)  # half the calls
+    return both.of_heads(0, heads), both.of_heads(heads, 2 * heads)
+
+
+def _workspace(query: Tensor) -> Workspace:
+    return Workspace(query, accumulation_dtype(query.dtype), 0)
+
+
+def _heads(q: Tensor) -> Iterator[tuple[int, int]]:
+    """First and one past the last of the heads taken at a time."""
+    heads, length, _ = q.shape
+    step = max(1, ROWS_A_THREAD * torch.get_num_threads() // length)
+    for i in range(0, heads, step):
+        yield i, min(i + step, heads)
+
+
+def _read(x: Tensor, name: str, work: Workspace) -> Tensor:
+    """x in the dtype of the tables, contiguous."""
+    if x.is_contiguous() and x.dtype == work.dtype:
+        return x
+    return work(f"tokens {name}", *x.shape).copy_(x)
+
+
+def _write(x: Tensor, tokens: Tensor, sequence: Sequence) -> None:
+    """Tokens [H, L, D] to the real positions of x, [H, N, D]; zeros elsewhere."""
+    if sequence.length < x.shape[1]:
+        x.zero_()
+    sequence.put(x, tokens)
+
+
+def _probabilities(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Exact attention, [H, L, L], for few tokens."""
+    dtype = accumulation_dtype(q.dtype)
+    return torch.softmax(scale * q.to(dtype) @ k.to(dtype).mT, -1)
+
+
+def _exact_backward(
+    q: Tensor, k: Tensor, v: Tensor, grad_output: Tensor, scale: float
+) -> list[Tensor]:
+    q, k, v, grad_output = (x.to(accumulation_dtype(x.dtype)) for x in (q, k, v, grad_output))
+    weights = _probabilities(q, k, scale)
+    grad_weights = grad_output @ v.mT
+    offset = (grad_weights * weights).sum(-1, keepdim=True)
+    grad_logits = scale * weights * (grad_weights - offset)
+    return [grad_logits @ k, grad_logits.mT @ q, weights.mT @ grad_output]
