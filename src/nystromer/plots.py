@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +14,7 @@ try:
     from matplotlib import colormaps
     from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
     from matplotlib.image import AxesImage
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 except ImportError as error:
@@ -64,58 +64,6 @@ class MeasuredRow(Protocol):
     def device(self) -> str: ...
 
 
-class MeasuredModel(Protocol):
-    """A `nystromer.hf.calibrate.Calibration`."""
-
-    @property
-    def layers(self) -> Sequence[Any]: ...
-    @property
-    def plan(self) -> Any: ...
-
-
-def calibration_figure(found: MeasuredModel) -> Figure:
-    """The error of every head, those that stay exact marked, and of every layer."""
-    pairs = zip(found.layers, found.plan.layers, strict=True)
-    rows = [(i, layer, choice) for i, (layer, choice) in enumerate(pairs) if layer.schemes]
-    heads = max(layer.num_heads for _, layer, _ in rows)
-    figure = Figure(figsize=(12.5, 2.4 + 0.34 * len(rows)), dpi=150, layout="constrained")
-    head_axes, layer_axes = figure.subplots(1, 2, sharey=True, width_ratios=(1.3, 1))
-    errors = np.full((len(rows), heads), np.nan)
-    plain, best, left = [], [], []
-    for y, (_, layer, choice) in enumerate(rows):
-        scheme = layer.best(choice.exact_heads)
-        squares, power = np.array(scheme.squares), np.array(layer.power)
-        errors[y, : len(squares)] = np.sqrt(squares / power)
-        exact = range(layer.num_heads) if choice.attention == "exact" else choice.exact_heads
-        for head in exact:
-            head_axes.plot(head, y, "o", mfc="white", mec=BLACK, ms=7)
-        squares[list(exact)] = 0
-        plain.append(layer.plain)
-        best.append(layer.error(layer.best()))
-        left.append((squares.sum() / power.sum()) ** 0.5)
-    image = head_axes.imshow(errors, cmap="magma_r", vmin=0, vmax=1, aspect="auto")
-    marked = any(c.attention == "exact" or c.exact_heads for _, _, c in rows)
-    _label(head_axes, "Error of every head" + ("; ○ stays exact" * marked), "head", "layer")
-    head_axes.set_yticks(range(len(rows)), [str(i) for i, _, _ in rows])
-    _colour_bar(figure, image, head_axes, "relative error of its output, best scheme", 40)
-    dots = [(plain, RED, "plain swap"), (best, BLUE, "best landmarks, inverse, convolution")]
-    if marked:
-        dots.append((left, GREEN, "the plan, with its exact heads"))
-    for xs, colour, name in dots:
-        layer_axes.plot(xs, range(len(rows)), "o", color=colour, ms=8, label=name)
-    _grid(layer_axes)
-    layer_axes.set_xlim(0, max(1.0, *plain) * 1.02)
-    layer_axes.legend(
-        frameon=False,
-        fontsize=11,
-        labelcolor="linecolor",
-        loc="upper left",
-        bbox_to_anchor=(0, -0.16),
-    )
-    _label(layer_axes, "Error of every layer's output", "relative error to exact attention", "")
-    return figure
-
-
 def maps_figure(maps: Maps) -> Figure:
     """The exact attention map, its approximation in the same colours, and their difference."""
     figure = Figure(figsize=(12.5, 5.8), dpi=150, layout="constrained")
@@ -133,9 +81,9 @@ def maps_figure(maps: Maps) -> Figure:
         f"Difference, relative error {maps.error:.2f}",
     )
     for axes, title in zip(panels, titles, strict=True):
-        _label(axes, title, "key position", "query position" if axes is exact_axes else "")
-    _colour_bar(figure, image, [exact_axes, near_axes], "weight (1 = uniform attention)", 40)
-    _colour_bar(figure, off_image, off_axes, "Nyström minus exact", 19)
+        label(axes, title, "key position", "query position" if axes is exact_axes else "")
+    colour_bar(figure, image, [exact_axes, near_axes], "weight (1 = uniform attention)", 40)
+    colour_bar(figure, off_image, off_axes, "Nyström minus exact", 19)
     return figure
 
 
@@ -150,12 +98,12 @@ def factors_figure(maps: Maps) -> Figure:
     image_1 = axes_1.imshow(kernel_1 * m, norm=_weights_norm(kernel_1 * m), **weights)
     image_2 = axes_2.imshow(inverse, aspect="auto", cmap="RdBu_r", vmin=-reach, vmax=reach)
     image_3 = axes_3.imshow(kernel_3 * n_k, norm=_weights_norm(kernel_3 * n_k), **weights)
-    _label(axes_1, f"kernel_1 [{n_q} × {m}]", "landmark", "query position")
-    _label(axes_2, f"·  kernel_2⁺ [{m} × {m}]", "landmark", "landmark")
-    _label(axes_3, f"·  kernel_3 [{m} × {n_k}]", "key position", "landmark")
-    _colour_bar(figure, image_1, axes_1, "weight (1 = uniform)", 12)
-    _colour_bar(figure, image_2, axes_2, "entry of the inverse", 20)
-    _colour_bar(figure, image_3, axes_3, "weight (1 = uniform)", 35)
+    label(axes_1, f"kernel_1 [{n_q} × {m}]", "landmark", "query position")
+    label(axes_2, f"·  kernel_2⁺ [{m} × {m}]", "landmark", "landmark")
+    label(axes_3, f"·  kernel_3 [{m} × {n_k}]", "key position", "landmark")
+    colour_bar(figure, image_1, axes_1, "weight (1 = uniform)", 12)
+    colour_bar(figure, image_2, axes_2, "entry of the inverse", 20)
+    colour_bar(figure, image_3, axes_3, "weight (1 = uniform)", 35)
     return figure
 
 
@@ -177,7 +125,7 @@ def error_figure(diagnoses: Sequence[Diagnosis], spectrum: Spectrum | None = Non
     _name_lines(
         figure, axes, [(ms[-1], errors[-1], name, colour) for name, colour, _, errors in lines]
     )
-    _label(axes, "Error of Nyström attention", "landmarks M", "relative error to exact attention")
+    label(axes, "Error of Nyström attention", "landmarks M", "relative error to exact attention")
     return figure
 
 
@@ -194,7 +142,7 @@ def residual_figure(diagnoses: Sequence[Diagnosis], pinv_iterations: int = 6) ->
     axes.axvline(pinv_iterations, color=GREY, linewidth=1, linestyle="--")
     axes.text(pinv_iterations + 0.2, 0.96, f"{pinv_iterations} steps", color=GREY, size=11)
     axes.set_ylim(0, 1.02)
-    _label(
+    label(
         axes,
         "What the inverse of kernel_2 still leaves out",
         "step j",
@@ -224,7 +172,7 @@ def spectrum_figure(spectrum: Spectrum, num_landmarks: int | None = None) -> Fig
             size=11,
             va="top",
         )
-    _label(axes, f"Spectrum of the attention map, {len(values)} heads", "index", "singular value")
+    label(axes, f"Spectrum of the attention map, {len(values)} heads", "index", "singular value")
     return figure
 
 
@@ -254,8 +202,8 @@ def lengths_figure(panels: Sequence[Panel], share_y: bool = False) -> Figure:
         axes.set(xscale="log", yscale="log")
         axes.margins(y=0.08)  # room for a name
         _plain_ticks(axes, sorted({n for _, points in panel.lines.values() for n, _ in points}))
-        _label(axes, panel.title, "tokens N", panel.unit)
-        _grid(axes)
+        label(axes, panel.title, "tokens N", panel.unit)
+        grid(axes)
         if share_y:
             axes.label_outer()
     for axes, panel in zip(figure.axes, panels, strict=True):  # once all limits are known
@@ -267,17 +215,17 @@ def lengths_figure(panels: Sequence[Panel], share_y: bool = False) -> Figure:
 def _plot() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
     axes = figure.subplots()
-    _grid(axes)
+    grid(axes)
     return figure, axes
 
 
-def _grid(axes: Axes) -> None:
+def grid(axes: Axes) -> None:
     axes.grid(which="major", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+def label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_title(title, loc="left", size=13)
     axes.set_xlabel(x_label, size=11)
     axes.set_ylabel(y_label, size=11)
@@ -325,8 +273,8 @@ def _weights_norm(weights: np.ndarray) -> LogNorm:
     return LogNorm(top / 1000, top)
 
 
-def _colour_bar(
-    figure: Figure, image: AxesImage, axes: Axes | list[Axes], label: str, aspect: float
+def colour_bar(
+    figure: FigureBase, image: AxesImage, axes: Axes | list[Axes], label: str, aspect: float
 ) -> None:
     bar = figure.colorbar(image, ax=axes, location="bottom", extend="both", aspect=aspect)
     bar.set_label(label, size=11)

@@ -8,10 +8,11 @@ import nystromer
 from cases import assert_close
 from families import build
 from nystromer.hf import LayerChoice, nystrom_attention_forward, nystromize
-from nystromer.hf.attention import CHOICE, CONV, attend
+from nystromer.hf.attention import CHOICE, CONV
 from nystromer.landmarks import kmeans
 
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
+CLUSTERS = {"num_query_clusters": 4, "num_key_clusters": 4, "num_exact_keys": 8}
 
 
 def bert(**options):
@@ -22,9 +23,10 @@ def qkv(batch=2, heads=2, n=60, dim=8):
     return torch.randn(3, batch, heads, n, dim)
 
 
-def layer(**options):
+def layer(attention="nystrom", **options):
     module = nn.Module()
-    setattr(module, CHOICE, LayerChoice("here", num_landmarks=8, **options))
+    size = {"num_landmarks": 8} if attention == "nystrom" else CLUSTERS
+    setattr(module, CHOICE, LayerChoice("here", attention, **size, **options))
     return module
 
 
@@ -43,6 +45,13 @@ def test_attention_function_is_the_operation():
     assert torch.equal(got, expected)
 
 
+def test_attention_function_is_clustered_attention_where_the_layer_is():
+    q, k, v = qkv()
+    mask = torch.arange(60) < torch.tensor([[60], [40]])
+    expected = nystromer.clustered_attention(q, k, v, mask=mask, scale=0.7, **CLUSTERS)
+    assert torch.equal(call(layer("clustered"), q, k, v, mask, scaling=0.7), expected)
+
+
 def test_attention_function_clusters_queries_and_keys_together():
     q, k, v = qkv()
     centres = kmeans(torch.cat([q, k], -1), 8, iterations=3)[0]
@@ -58,28 +67,35 @@ def test_attention_function_repeats_grouped_keys():
 
 
 @pytest.mark.parametrize("n", [31, 32])
-def test_attention_is_exact_below_min_length(n):
+@pytest.mark.parametrize("attention", ["nystrom", "clustered"])
+def test_attention_is_exact_below_min_length(n, attention):
     q, k, v = qkv(n=n)
     exact = F.scaled_dot_product_attention(q, k, v, scale=0.7)
-    is_exact = torch.allclose(call(layer(), q, k, v, scaling=0.7), exact, atol=1e-5)
+    is_exact = torch.allclose(call(layer(attention), q, k, v, scaling=0.7), exact, atol=1e-5)
     assert is_exact == (n < 32)
 
 
-def test_attention_of_padding_alone_is_finite():
+@pytest.mark.parametrize("attention", ["nystrom", "clustered"])
+def test_attention_of_padding_alone_is_finite(attention):
     q, k, v = qkv(batch=3).requires_grad_()
     mask = torch.ones(3, 60, dtype=torch.bool)
     mask[1] = False
     mask[2, 20:] = False
-    output = call(layer(), q, k, v, mask)
+    output = call(layer(attention), q, k, v, mask)
     output.square().sum().backward()
     assert output.isfinite().all()
     for alone in (mask[1:2], mask[2:]):  # without a long neighbour too
-        assert call(layer(), q[1:2], k[1:2], v[1:2], alone).isfinite().all()
+        assert call(layer(attention), q[1:2], k[1:2], v[1:2], alone).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_attention_runs_in_half_precision(dtype):
-    model = nystromize(bert(), 8, conv_kernel_size=3).to(dtype)
+@pytest.mark.parametrize(
+    "options",
+    [{"num_landmarks": 8, "conv_kernel_size": 3}, {"method": "clustered", **CLUSTERS}],
+    ids=["nystrom", "clustered"],
+)
+def test_attention_runs_in_half_precision(dtype, options):
+    model = nystromize(bert(), **options).to(dtype)
     mask = torch.ones(2, 60, dtype=torch.long)
     mask[1, 20:] = 0
     states = model(torch.randint(5, 99, (2, 60)), attention_mask=mask)[0]
@@ -87,21 +103,12 @@ def test_attention_runs_in_half_precision(dtype):
     assert states.isfinite().all()
 
 
-def test_attend_gradients_reach_short_and_long_sequences():
-    q, k, v = (x.double().requires_grad_() for x in qkv(n=12, heads=1, dim=2))
-    mask = torch.ones(2, 12, dtype=torch.bool)
-    mask[1, 5:] = False
-    choice = LayerChoice("a", num_landmarks=3, min_length=6)
-    real = mask[:, None, :, None]
-    assert torch.autograd.gradcheck(
-        lambda *x: attend(choice, *x, mask, None).masked_fill(~real, 0), (q, k, v), nondet_tol=1e-9
-    )
-
-
 def test_attention_refuses_dropout():
     q, k, v = qkv()
-    with pytest.raises(ValueError, match=r"here drops out attention weights with p = 0.1"):
-        call(layer(), q, k, v, dropout=0.1)
+    for attention, name in (("nystrom", "Nyström"), ("clustered", "clustered")):
+        message = rf"here drops out attention weights with p = 0.1, and {name} attention has none"
+        with pytest.raises(ValueError, match=message):
+            call(layer(attention), q, k, v, dropout=0.1)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +126,8 @@ def test_attention_refuses_by_reason(options, message):
     q, k, v = qkv()
     with pytest.raises(ValueError, match=message):
         call(layer(), q, k, v, **options)
+    with pytest.raises(ValueError, match="here cannot use clustered attention: it "):
+        call(layer("clustered"), q, k, v, **options)
 
 
 class SomeCrossAttention(nn.Module):

@@ -23,6 +23,18 @@ def bert(cls=BertModel, **options):
     return cls(BertConfig(num_attention_heads=4, **SIZES, **options)).eval()
 
 
+METHODS = {
+    "nystrom": {"num_landmarks": 8},
+    "clustered": {
+        "method": "clustered",
+        "num_query_clusters": 4,
+        "num_key_clusters": 4,
+        "num_exact_keys": 8,
+    },
+}
+SMALL = METHODS["clustered"]
+
+
 def tokens(n=80, batch=2):
     mask = torch.ones(batch, n, dtype=torch.long)
     mask[1:, n - 30 :] = 0
@@ -104,9 +116,78 @@ def test_nystromize_converts_again():
     assert not any("nystrom" in name for name in model.state_dict())
 
 
-def test_batching_changes_nothing():
+def test_nystromize_puts_clustered_attention_into_a_model(tmp_path):
+    model, inputs = bert(), tokens()
+    exact = model(**inputs)[0]
+    nystromize(model, **SMALL, layers=[0, 1])
+    converted = model(**inputs)[0]
+    assert (converted - exact).abs().max() > 1e-4
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert_close(loaded(**inputs)[0], converted, 1e-6)
+    first, _, last = plan_of(loaded).layers
+    assert (first.attention, first.num_exact_keys, first.keys) == ("clustered", 8, 16)
+    assert last.attention == "exact"
+
+
+def test_a_plan_mixes_the_three_attentions(tmp_path, caplog):
+    names = [f"encoder.layer.{i}.attention.self" for i in (0, 1, 2)]
+    small = {key: x for key, x in SMALL.items() if key != "method"}
+    layers = (
+        LayerChoice(names[0], "clustered", **small, exact_heads=(1,)),
+        LayerChoice(names[1], num_landmarks=8, conv_kernel_size=3),
+        LayerChoice(names[2], "exact"),
+    )
+    model, inputs = bert(), tokens()
+    nystromize(model, plan=Plan("bert", layers))
+    assert caplog.messages[0].startswith(
+        "BertModel: clustered attention in 1 and Nyström attention in 1 of 3 layers, their"
+    )
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert_close(loaded(**inputs)[0], model(**inputs)[0], 1e-6)
+    assert [x.attention for x in plan_of(loaded).layers] == ["clustered", "nystrom", "exact"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "exact"}, "`method` must be 'nystrom' or 'clustered', got 'exact'"),
+        ({"method": "clustered", "num_landmarks": 32}, "`num_landmarks` belongs to Nyström"),
+        ({"num_key_clusters": 8}, "`num_key_clusters` belongs to clustered attention, got 8"),
+        ({"method": "clustered", "num_exact_keys": 0}, "`num_exact_keys` must be at least 1"),
+        ({"method": "clustered", "conv_kernel_size": 3}, "`conv_kernel_size` belongs to Nyst"),
+    ],
+)
+def test_nystromize_refuses_options_of_the_other_method(options, message):
+    model = bert()
+    with pytest.raises(ValueError, match=message):
+        nystromize(model, **options)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_padding_and_neighbours_change_nothing(method):
+    """Of a converted encoder: padding on either side, of any content, and any neighbours."""
+    model = nystromize(bert(), **METHODS[method])
+    ids = torch.randint(5, 99, (1, 50))
+    alone = model(ids)[0]
+    for left in (0, 3, 20):
+        n = left + 50 + 7
+        batch = torch.randint(5, 99, (3, n))
+        mask = torch.ones(3, n, dtype=torch.long)
+        batch[1, left : left + 50] = ids
+        mask[1, :left] = mask[1, left + 50 :] = 0
+        mask[2, 33:] = 0
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        together = model(batch, attention_mask=mask, position_ids=places)[0]
+        assert_close(together[1:2, left : left + 50], alone, 1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batching_changes_nothing(method):
     """Also where a short, exact sequence stands beside a long one."""
-    model, n = nystromize(bert(), 8), 80
+    model, n = nystromize(bert(), **METHODS[method]), 80
     mask = torch.ones(4, n, dtype=torch.long)
     mask[1, 20:] = mask[2, 31:] = mask[3, 32:] = 0  # exact, exact, and 4 M = 32
     ids = torch.randint(5, 99, (4, n))

@@ -14,6 +14,7 @@ from transformers import (
 from cases import assert_close
 from families import CLIP_TEXT, FAMILIES, IGNORING, REFUSED, VISION, build, text
 from nystromer.hf import attention, nystromize, plan_of
+from nystromer.hf.plan import NAMES
 
 
 def valid(model, inputs):
@@ -27,7 +28,7 @@ def valid(model, inputs):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_family_equals_exact_attention_with_a_landmark_per_token(name, monkeypatch):
+def test_family_equals_exact_attention_where_the_budget_covers_it(name, monkeypatch):
     """Masks, scaling, grouped heads and layout arrive as they should, in eval and in training."""
     model, inputs = build(name)
     with torch.no_grad():
@@ -36,20 +37,26 @@ def test_family_equals_exact_attention_with_a_landmark_per_token(name, monkeypat
         calls, attend = [], attention.attend
         monkeypatch.setattr(attention, "attend", lambda *x: calls.append(x) or attend(*x))
         assert_close(valid(model, inputs), exact, 1e-5)
-    assert len(calls) == 2  # layers
-    nystromize(model, 4, min_length=1)
-    assert all(c.attention == "nystrom" for c in plan_of(model).layers)
-    states = valid(model.train(), inputs)
-    states.square().mean().backward()
-    assert states.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+        nystromize(model, method="clustered", num_exact_keys=1000, min_length=1)
+        assert_close(valid(model, inputs), exact, 1e-5)
+    assert len(calls) == 4  # twice two layers
+    clusters = dict.fromkeys(("num_query_clusters", "num_key_clusters", "num_exact_keys"), 2)
+    for method, size in (("nystrom", {"num_landmarks": 4}), ("clustered", clusters)):
+        nystromize(model, method=method, min_length=1, **size)
+        assert all(c.attention == method for c in plan_of(model).layers)
+        states = valid(model.train(), inputs)
+        states.square().mean().backward()
+        assert states.isfinite().all()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("method", ["nystrom", "clustered"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_nystromize_refuses_by_layer_and_reason(name):
+def test_nystromize_refuses_by_layer_and_reason(name, method):
     make, config, layer, reason = REFUSED[name]
-    with pytest.raises(ValueError, match=rf"impossible in \d.*{re.escape(f'{layer}: {reason}')}"):
-        nystromize(make(config), 8)
+    start = f"^{NAMES[method].capitalize()} attention is impossible in"
+    with pytest.raises(ValueError, match=rf"{start} \d.*{re.escape(f'{layer}: {reason}')}"):
+        nystromize(make(config), method=method)
 
 
 @pytest.mark.parametrize("name", REFUSED)

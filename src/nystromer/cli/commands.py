@@ -19,8 +19,8 @@ from nystromer.cli.lra import app as lra_app
 from nystromer.cli.pretraining import pretrain
 
 if TYPE_CHECKING:
-    from nystromer.hf.calibrate import Calibration
-    from nystromer.hf.survey import Fidelity
+    from nystromer.hf.calibration import Calibration
+    from nystromer.hf.fidelity import Fidelity
 
 app = typer.Typer(
     help="Nyström attention: measure it on this machine, and see it at work.",
@@ -103,7 +103,11 @@ def convert(
         str, typer.Argument(help="A .model file of mlpen/Nystromformer, or an encoder: see below.")
     ],
     output: Annotated[Path, typer.Option(help="New folder, which from_pretrained will read.")],
-    num_landmarks: Annotated[int, typer.Option(help="Landmarks M.")] = 64,
+    method: Annotated[str, typer.Option(help="nystrom or clustered.")] = "nystrom",
+    num_landmarks: Annotated[int, typer.Option(help="Nyström: landmarks M.")] = 64,
+    num_query_clusters: Annotated[int, typer.Option(help="Clustered: query clusters G.")] = 64,
+    num_key_clusters: Annotated[int, typer.Option(help="Clustered: key clusters M.")] = 16,
+    num_exact_keys: Annotated[int, typer.Option(help="Clustered: exact keys T.")] = 48,
     num_heads: Annotated[
         int | None, typer.Option(help="Heads H, for a .model file without convolution.")
     ] = None,
@@ -116,7 +120,7 @@ def convert(
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the training, 4 passages each.")] = 300,
 ) -> None:
-    """Nyström attention in an encoder, or a checkpoint of the original repository.
+    """Nyström or clustered attention in an encoder, or a checkpoint of the original repository.
 
     SOURCE is a .model file of the original Nyströmformer repository, or the folder (or Hub name) of
     a transformers encoder. An encoder is swapped in every layer, or as --plan says.
@@ -124,31 +128,34 @@ def convert(
     With --distill the swapped encoder learns on your text to say what the exact one says. An
     interrupted run goes on when the same command is given again.
     """
+    from nystromer.hf.convert import choice_of
     from nystromer.recipes.encoder import convert_encoder, convert_original, distill_encoder
 
     if text and not distill:
         raise ValueError("`--text` is for a training, got it without --distill; add --distill.")
     if Path(source).is_file() or Path(source).suffix in (".model", ".cp"):
-        if distill or plan is not None:
+        if distill or plan is not None or method != "nystrom":
             raise ValueError(
-                f"`--plan` and `--distill` are for encoders with exact attention, got {source}, a "
-                "checkpoint of the original repository; leave them out."
+                f"`--plan`, `--distill` and `--method` are for encoders with exact attention, got "
+                f"{source}, a checkpoint of the original repository; leave them out."
             )
         convert_original(Path(source), output, num_landmarks=num_landmarks, num_heads=num_heads)
-    elif distill:
+        typer.echo(f"Written: {output}")
+        return
+    if plan is not None and method != "nystrom":
+        raise ValueError(
+            f"`--plan` says what each layer becomes, got --method {method} beside it; leave one "
+            "out."
+        )
+    choice = choice_of(method, num_landmarks, num_query_clusters, num_key_clusters, num_exact_keys)
+    if distill:
         from nystromer.recipes.distill import Settings
 
-        found = distill_encoder(
-            source,
-            text or [],
-            output,
-            num_landmarks=num_landmarks,
-            plan=plan,
-            settings=Settings(steps=steps),
-        )
+        settings = Settings(steps=steps)
+        found = distill_encoder(source, text or [], output, choice, plan=plan, settings=settings)
         Console().print(_fidelity_table(found.stages))
     else:
-        convert_encoder(source, output, num_landmarks=num_landmarks, plan=plan)
+        convert_encoder(source, output, choice, plan=plan)
     typer.echo(f"Written: {output}")
 
 
@@ -178,11 +185,22 @@ def calibrate(
     max_exact_layers: Annotated[
         int | None, typer.Option(help="How many layers' worth of heads may stay exact.")
     ] = None,
+    max_keys: Annotated[
+        float | None, typer.Option(help="Or: scored keys a query, mean of the layers.")
+    ] = None,
+    max_time: Annotated[
+        float | None, typer.Option(help="Or: share of exact attention's time, say 0.5.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens for which keys and time are counted.")
+    ] = None,
     max_error: Annotated[
         float | None, typer.Option(help="1 - cosine to the exact embedding to stay below.")
     ] = None,
 ) -> None:
-    """Plans Nyström attention for an encoder: which heads stay exact, what the others do.
+    """Plans another attention for an encoder: Nyström, clustered or exact, layer by layer.
+
+    With a budget of keys or time all three are tried; else Nyström attention, and exact heads.
 
     Give the plan to `nystromer convert --plan`, or to nystromize(plan=...).
     """
@@ -196,6 +214,9 @@ def calibrate(
         output.with_suffix(".png"),
         num_landmarks=num_landmarks,
         max_exact_layers=max_exact_layers,
+        max_keys=max_keys,
+        max_time=max_time,
+        length=length,
         max_error=max_error,
     )
     output.write_text(found.plan.to_json(), encoding="utf-8")
@@ -205,8 +226,8 @@ def calibrate(
 def _show(
     measure: Callable, model: str, text: list[Path] | None, output: Path, **options: Any
 ) -> Calibration:
-    from nystromer.hf.calibrate import summary, table
-    from nystromer.plots import calibration_figure
+    from nystromer.hf.figures import calibration_figure
+    from nystromer.hf.report import summary, table
 
     _new_file("--output", output, ".png")
     found = measure(model, text or [], **options)

@@ -1,24 +1,22 @@
-"""The function that transformers calls when `attn_implementation` is "nystrom"."""
+"""The function that transformers calls when `attn_implementation` is "nystrom".
+
+The name stands for the interface: a module's `LayerChoice` says which attention it is.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from nystromer.functional import nystrom_attention
+from nystromer.hf.attend import attend, repeated
 from nystromer.hf.masks import UnusableMaskError, key_mask, nystrom_mask
-from nystromer.hf.plan import LayerChoice
-from nystromer.landmarks import kmeans
+from nystromer.hf.plan import NAMES, LayerChoice
 
 NAME = "nystrom"
-KMEANS_STEPS = 3  # ten cost three times as much and are no better (docs/log.md)
 CHOICE, CONV = "nystrom_choice", "nystrom_conv"  # attributes of a converted attention module
 
 
@@ -38,12 +36,14 @@ def nystrom_attention_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Nyström or exact attention, as the module's `LayerChoice` says. Shapes are transformers':
-    query [B, H, N, D], key and value [B, Hkv, N, D]; returns ([B, N, H, D], None).
+    """Nyström, clustered or exact attention, as the module's `LayerChoice` says.
+
+    Shapes are transformers': query [B, H, N, D], key and value [B, Hkv, N, D]; returns
+    ([B, N, H, D], None).
 
     Raises:
-        ValueError: If a Nyström layer is causal, is cross-attention, has a bias or a window, or
-            drops out attention weights.
+        ValueError: If a layer that is not exact is causal, is cross-attention, has a bias or a
+            window, or drops out attention weights.
     """
     choice = getattr(module, CHOICE, None)
     if choice is None:
@@ -54,11 +54,12 @@ def nystrom_attention_forward(
         )
     reason = refusal(module, query, key, attention_mask, **kwargs)
     if reason is not None:
-        raise ValueError(f"{choice.name} cannot use Nyström attention: {reason}.")
+        raise ValueError(f"{choice.name} cannot use {NAMES[choice.attention]} attention: {reason}.")
     if dropout > 0:
         raise ValueError(
-            f"{choice.name} drops out attention weights with p = {dropout}, and Nyström attention "
-            "has none; set the config's attention dropout to 0, or convert with nystromize."
+            f"{choice.name} drops out attention weights with p = {dropout}, and "
+            f"{NAMES[choice.attention]} attention has none to drop; set the config's attention "
+            "dropout to 0, or convert with nystromize."
         )
     key, value = repeated(query, key), repeated(query, value)
     mask = key_mask(attention_mask, query.shape[0])
@@ -80,97 +81,6 @@ def exact_attention_forward(
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
-def attend(
-    choice: LayerChoice,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    conv_weight: Tensor | None = None,
-) -> Tensor:
-    """[B, H, N, Dv]: Nyström attention for the sequences of at least `choice.exact_below` real
-    tokens, exact attention for the others. The rule is per sequence: batching changes nothing.
-    `choice.exact_heads` are exact everywhere."""
-    if choice.exact_heads:
-        return _attend_by_head(choice, query, key, value, mask, scaling, conv_weight)
-
-    def nystrom(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return nystrom_attention(
-            q,
-            k,
-            v,
-            num_landmarks=choice.num_landmarks,
-            mask=mask,
-            scale=scaling,
-            conv_weight=None if conv_weight is None else conv_weight.to(q.dtype),
-            landmarks=landmarks_of(choice, q, k, mask),
-            pinv_ridge=choice.ridge,
-        )
-
-    def exact(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        hidden = None if mask is None else mask[:, None, None]
-        return F.scaled_dot_product_attention(q, k, v, hidden, scale=scaling)
-
-    if mask is None:
-        return (nystrom if query.shape[2] >= choice.exact_below else exact)(query, key, value, None)
-    long = mask.sum(1) >= choice.exact_below
-    if long.all():
-        return nystrom(query, key, value, mask)
-    if not long.any():
-        return exact(query, key, value, mask)
-    output = value.new_zeros(*query.shape[:3], value.shape[3])
-    rows = long.nonzero()[:, 0]
-    output = output.index_copy(0, rows, nystrom(query[rows], key[rows], value[rows], mask[rows]))
-    rows = (~long).nonzero()[:, 0]
-    used = mask[rows].any(0).nonzero()[:, 0]  # a short sequence costs its own length squared
-    q, k, v = (x[rows][:, :, used] for x in (query, key, value))
-    part = exact(q, k, v, mask[rows][:, used])
-    return output.index_copy(0, rows, output[rows].index_copy(2, used, part))
-
-
-def landmarks_of(
-    choice: LayerChoice, query: Tensor, key: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor] | None:
-    """(Q~, K~), each [B, H, M, D]; None for segment means, which `nystrom_attention` takes."""
-    if choice.landmarks == "segment_means":
-        return None
-    tokens = torch.cat([query, key], -1)  # one partition of the tokens for both
-    centres, _ = kmeans(tokens, choice.num_landmarks, mask, iterations=KMEANS_STEPS)
-    return centres[..., : query.shape[3]], centres[..., query.shape[3] :]
-
-
-def repeated(query: Tensor, x: Tensor) -> Tensor:
-    """Keys or values of grouped heads, once for every query head."""
-    groups = query.shape[1] // x.shape[1]
-    return x.repeat_interleave(groups, 1) if groups > 1 else x
-
-
-def _attend_by_head(
-    choice: LayerChoice,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    conv_weight: Tensor | None,
-) -> Tensor:
-    exact = list(choice.exact_heads)
-    others = [h for h in range(query.shape[1]) if h not in exact]
-    near = replace(choice, exact_heads=())
-    hidden = None if mask is None else mask[:, None, None]
-    q, k, v = (x[:, exact] for x in (query, key, value))
-    parts = [F.scaled_dot_product_attention(q, k, v, hidden, scale=scaling)]
-    if mask is not None:  # rows of padding are zero, as Nyström attention's
-        parts = [parts[0].masked_fill(~mask[:, None, :, None], 0.0)]
-    if others:
-        q, k, v = (x[:, others] for x in (query, key, value))
-        taps = None if conv_weight is None else conv_weight[others]
-        parts.append(attend(near, q, k, v, mask, scaling, taps))
-    order = torch.tensor(exact + others, device=query.device).argsort()
-    return torch.cat(parts, 1)[:, order]
-
-
 def refusal(
     module: nn.Module,
     query: Tensor,
@@ -181,9 +91,9 @@ def refusal(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> str | None:
-    """Why this call cannot be Nyström attention, or None."""
+    """Why this call cannot be Nyström or clustered attention, or None."""
     if getattr(module, "is_causal", False) if is_causal is None else is_causal:
-        return "it is causal, and a landmark, the mean of a whole segment, sees the future"
+        return "it is causal, and a landmark, the mean of many tokens, sees the future"
     if (
         query.shape[2] != key.shape[2]
         or getattr(module, "is_decoder", False)
@@ -193,7 +103,7 @@ def refusal(
     if position_bias is not None:
         return "it adds a position bias to every pair of tokens"
     if sliding_window is not None:
-        return "it has a sliding window, which costs less than landmarks already"
+        return "it has a sliding window, which costs less already"
     for name in ("softcap", "s_aux", "cache"):
         if kwargs.get(name) is not None:
             return f"it uses {name}"

@@ -1,74 +1,27 @@
-"""calibrate: which heads of an encoder keep exact attention, and what the others do instead."""
+"""calibrate: which attention every layer of an encoder gets, under a budget."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 
-from rich.box import SIMPLE
+import torch
 from rich.console import Console
-from rich.table import Table
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from nystromer.diagnostics import cost
-from nystromer.hf.attention import KMEANS_STEPS
+from nystromer.checks import check_positive
+from nystromer.hf import costs
+from nystromer.hf.allocate import Allocation, Price, allocations, options, total
+from nystromer.hf.calibration import Calibration, Trial
+from nystromer.hf.fidelity import Batch, exact_states, fidelity
 from nystromer.hf.plan import LayerChoice, Plan
-from nystromer.hf.survey import Batch, Fidelity, LayerSurvey, exact_states, fidelity, survey
+from nystromer.hf.survey import LayerSurvey, exact_choice, survey
 
-
-@dataclass(frozen=True)
-class Calibration:
-    """What was measured and chosen.
-
-    Args:
-        plan: For `nystromize(plan=...)`.
-        layers: The survey of every layer.
-        plain: All layers swapped with segment means and six steps.
-        swapped: All layers swapped by their best schemes, no head exact.
-        planned: The plan.
-        max_error: What was asked for, if anything.
-    """
-
-    plan: Plan
-    layers: tuple[LayerSurvey, ...]
-    plain: Fidelity
-    swapped: Fidelity
-    planned: Fidelity
-    max_error: float | None = None
-
-    @property
-    def exact_heads(self) -> int:
-        """How many heads of the layers that could be swapped stay exact."""
-        swappable = {layer.name: layer.num_heads for layer in self.layers if layer.reason is None}
-        kept = (
-            swappable.get(x.name, 0) if x.attention == "exact" else len(x.exact_heads)
-            for x in self.plan.layers
-        )
-        return sum(kept)
-
-    @property
-    def heads(self) -> int:
-        return sum(layer.num_heads for layer in self.layers)
-
-    def multiplications(self, n: int) -> tuple[int, int]:
-        """Of the attention over n tokens under the plan, and if all were exact."""
-        ours = exact = 0
-        for layer, choice in zip(self.layers, self.plan.layers, strict=True):
-            d, kept = layer.head_dim, len(choice.exact_heads)
-            price = cost(n, n, choice.num_landmarks, head_dim=d)
-            full = price.exact_multiplications
-            near = price.multiplications + n * d * (choice.conv_kernel_size or 0)
-            if choice.landmarks == "kmeans":
-                near += KMEANS_STEPS * n * choice.num_landmarks * 2 * d
-            exact += layer.num_heads * full
-            if choice.attention == "exact" or n < choice.exact_below:
-                ours += layer.num_heads * full
-            else:
-                ours += kept * full + (layer.num_heads - kept) * near
-        return ours, exact
+TRIED = 8  # plans measured on the way from the cheapest to exact attention
 
 
 def calibrate(
@@ -78,45 +31,59 @@ def calibrate(
     num_landmarks: int = 64,
     max_exact_layers: int | None = None,
     max_error: float | None = None,
+    max_keys: float | None = None,
+    max_time: float | None = None,
+    length: int | None = None,
     figure: str | Path | None = None,
 ) -> Plan:
-    """Plans Nyström attention for an encoder, without training, from a few real batches.
+    """Plans another attention for an encoder, without training, from a few real batches.
 
-    Every layer gets the landmarks and the inverse with the least error of its output, and a
-    convolution over values fitted to what they leave. Then heads are given back to exact attention,
-    those first whose error matters most: attention to the neighbouring token has full rank and no
-    M landmarks can hold it. A layer's worth of heads costs what an exact layer costs, but half as
-    many leave the same error. Prints what it found.
+    A layer may become Nyström (with the landmarks and the inverse that leave its output the least
+    error, and a convolution over values fitted to what they leave), or, where keys or time are the
+    budget, clustered with 1, 2, 3 or 4 M keys a query; and any of its heads may stay exact. Each is
+    measured on the batches. Starting from the cheapest, the budget goes where it takes away the
+    most error for its cost. Prints what it found.
 
     Args:
         model: An encoder with exact attention. It is not changed.
         batches: Inputs as the model takes them, of the kind it will see: a dozen sequences of at
             least 4 M tokens are enough.
         num_landmarks: M.
-        max_exact_layers: How many layers' worth of heads may stay exact. None: as many as
-            max_error needs, and none if that is None too.
+        max_exact_layers: A budget: how many layers' worth of heads may stay exact, all others being
+            Nyström. None: as many as max_error needs, and none if that is None too.
         max_error: 1 - cosine between the mean last hidden states of a sequence and those under
-            exact attention, averaged over the sequences. The plan keeps as few heads exact as reach
-            it on `batches`. None: all that the budget allows.
+            exact attention, averaged over the sequences. The plan is the cheapest that reaches it
+            on `batches`. None: all that the budget allows.
+        max_keys: A budget instead: scores a query (`LayerChoice.keys`), the mean over the layers
+            that can be swapped; an exact head's are `length`.
+        max_time: A budget instead: the time of these layers' attention as a share of exact
+            attention's, measured here on random tokens.
+        length: Tokens at which keys and time are counted; None means those of the longest batch.
         figure: Where to draw what it found (a .png, say); needs matplotlib.
 
     Returns:
         The plan: data that reads well as JSON (`to_json`), for `nystromize(plan=...)`.
 
     Raises:
-        ValueError: If max_exact_layers or max_error is negative, or as `survey`.
+        ValueError: If a budget is negative, too small for any plan, or not the only one, or as
+            `survey`.
     """
+    from nystromer.hf.report import summary, table
+
     found = calibration(
         model,
         batches,
         num_landmarks=num_landmarks,
         max_exact_layers=max_exact_layers,
         max_error=max_error,
+        max_keys=max_keys,
+        max_time=max_time,
+        length=length,
     )
     Console().print(table(found))
     Console(highlight=False, markup=False).print(summary(found))
     if figure is not None:
-        from nystromer.plots import calibration_figure
+        from nystromer.hf.figures import calibration_figure
 
         calibration_figure(found).savefig(figure)
     return found.plan
@@ -129,70 +96,74 @@ def calibration(
     num_landmarks: int = 64,
     max_exact_layers: int | None = None,
     max_error: float | None = None,
+    max_keys: float | None = None,
+    max_time: float | None = None,
+    length: int | None = None,
 ) -> Calibration:
     """As `calibrate`, with everything that was measured; prints nothing."""
-    for name, value in (("max_exact_layers", max_exact_layers), ("max_error", max_error)):
-        if value is not None and value < 0:
-            raise ValueError(f"`{name}` must be at least 0, got {value}.")
+    budgets = {"max_exact_layers": max_exact_layers, "max_keys": max_keys, "max_time": max_time}
+    kind, budget = _budget(budgets, max_error)
+    if length is not None:
+        check_positive("length", length)
     layers = survey(model, batches, num_landmarks)
     exact = exact_states(model, batches)
-    ranked = rank_heads(layers)
-    budget = len(ranked)
-    if max_exact_layers is not None:
-        budget = min(budget, max_exact_layers * max(x.num_heads for x in layers))
-    elif max_error is None:
-        budget = 0
+    length = length or max(x.shape[1] for x in exact)
+    unit = "time" if kind == "max_time" else "keys"
+    shown = price_in(unit, layers, length, model.device)
+    few = kind == "max_exact_layers"
+    attentions = ("nystrom",) if few else ("nystrom", "clustered")
+    choices = [options(x, attentions, exact_layers if few else shown) for x in layers]
+    plans = allocations(choices, budget)
+    if total(plans[0]) > budget * (1 + 1e-9):
+        raise ValueError(
+            f"`{kind}` must be at least {total(plans[0]):.3g}, which the cheapest plan costs at "
+            f"{length} tokens, got {budget:g}."
+        )
 
-    @functools.cache
-    def measured(count: int) -> Fidelity:
-        return fidelity(model, batches, choose(layers, ranked[:count]), exact)
+    def trial(name: str, choices: Sequence[LayerChoice]) -> Trial:
+        cost = sum(shown(x, c) for x, c in zip(layers, choices, strict=True) if x.reason is None)
+        return Trial(name, cost, fidelity(model, batches, choices, exact))
 
-    def is_close(count: int) -> bool:
-        return max_error is not None and 1 - measured(count).cosine <= max_error
+    @cache
+    def measured(plan: Allocation) -> Trial:
+        return trial("the plan", [option.choice for option in plan])
 
-    with tqdm(desc="Searching the fewest exact heads", disable=max_error is None) as bar:
-        few, many = -1, budget  # the fewest that are close lie in (few, many], if many are
-        while many - few > 1 and is_close(many):
-            middle = (few + many) // 2
-            few, many = (few, middle) if is_close(middle) else (middle, many)
-            bar.update()
+    chosen = _cheapest(plans, max_error, lambda plan: 1 - measured(plan).fidelity.cosine)
+    path = [] if few else _few(allocations(choices))
+    plain, best, *clustered = uniform(layers)
     return Calibration(
-        Plan(model.config.model_type, tuple(choose(layers, ranked[:many]))),
+        Plan(model.config.model_type, tuple(option.choice for option in chosen)),
         tuple(layers),
-        fidelity(model, batches, [plain_choice(x) for x in layers if x.reason is None], exact),
-        measured(0),
-        measured(many),
+        length,
+        unit,
+        trial("every layer Nyström, segment means and six steps", plain),
+        trial("every layer Nyström, best scheme, fitted convolution", best),
+        tuple(trial(f"every layer clustered, {_keys(x)} keys", x) for x in clustered),
+        tuple(measured(x) for x in tqdm(path, "Trying plans", disable=few)),
+        measured(chosen),
         max_error,
     )
 
 
-def rank_heads(layers: Sequence[LayerSurvey]) -> list[tuple[int, int]]:
-    """(layer, head), the one whose error matters most first.
-
-    A layer's effect on the last hidden states, ‖h - h*‖² when it alone is swapped, is divided among
-    its heads as the squared errors of their outputs.
-    """
-    effect = {}
-    for i, layer in enumerate(layers):
-        if layer.swapped is not None:
-            squares = layer.best().squares
-            for head, x in enumerate(squares):
-                effect[i, head] = x / max(sum(squares), 1e-30) * layer.swapped.error**2
-    return sorted(effect, key=lambda place: -effect[place])
+def uniform(layers: Sequence[LayerSurvey]) -> list[list[LayerChoice]]:
+    """The same in every layer that can be swapped: Nyström with segment means and six steps, its
+    best schemes, and clustered attention with each count of keys."""
+    swappable = [layer for layer in layers if layer.reason is None]
+    sizes = min(len(layer.of("clustered")) for layer in swappable)
+    kinds: list[Callable[[LayerSurvey], LayerChoice]] = [
+        plain_choice,
+        lambda layer: layer.best().choice,
+        *(partial(_clustered, size) for size in range(sizes)),
+    ]
+    return [[kind(x) if x.reason is None else exact_choice(x) for x in layers] for kind in kinds]
 
 
-def choose(layers: Sequence[LayerSurvey], exact: Sequence[tuple[int, int]]) -> list[LayerChoice]:
-    """Every layer by the scheme that is best for its other heads; `exact` are (layer, head)."""
-    choices = []
-    for i, layer in enumerate(layers):
-        heads = tuple(sorted(head for at, head in exact if at == i))
-        if layer.reason is not None or len(heads) == layer.num_heads:
-            choices.append(
-                LayerChoice(layer.name, "exact", num_heads=layer.num_heads, note=layer.reason)
-            )
-        else:
-            choices.append(replace(layer.best(heads).choice, exact_heads=heads))
-    return choices
+def _clustered(size: int, layer: LayerSurvey) -> LayerChoice:
+    return layer.of("clustered")[size].choice
+
+
+def _keys(choices: Sequence[LayerChoice]) -> int:
+    return next(choice.keys for choice in choices if choice.attention != "exact")
 
 
 def plain_choice(layer: LayerSurvey) -> LayerChoice:
@@ -201,53 +172,62 @@ def plain_choice(layer: LayerSurvey) -> LayerChoice:
     return LayerChoice(layer.name, num_landmarks=found.num_landmarks, num_heads=layer.num_heads)
 
 
-def table(found: Calibration) -> Table:
-    """A line a layer."""
-    shown = Table(
-        title=f"layer 0: {found.layers[0].name}",
-        caption="plain, best: error of the layer's output against exact attention, by the plain "
-        "swap and by its best scheme; alone: 1 - cosine when only this layer is swapped",
-        box=SIMPLE,
-        width=80,
-    )
-    for name in ("layer", "plain", "best", "alone"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for name in ("landmarks", "inverse", "exact heads"):
-        shown.add_column(name)
-    for i, (layer, choice) in enumerate(zip(found.layers, found.plan.layers, strict=True)):
-        if layer.swapped is None:
-            shown.add_row(str(i), *["-"] * 5, "all")
-            continue
-        errors = (f"{layer.plain:.2f}", f"{layer.error(layer.best()):.2f}")
-        alone = f"{1 - layer.swapped.cosine:.4f}"
-        landmarks, inverse, kept = "-", "-", "all"
-        if choice.attention != "exact":
-            landmarks = f"{choice.num_landmarks} {choice.landmarks.replace('_', ' ')}"
-            inverse = "six steps" if choice.ridge is None else f"ridge {choice.ridge:g}"
-            kept = ", ".join(map(str, choice.exact_heads)) or "none"
-        shown.add_row(str(i), *errors, alone, landmarks, inverse, kept)
-    return shown
+def _budget(budgets: Mapping[str, float | None], max_error: float | None) -> tuple[str, float]:
+    """
+    Raises:
+        ValueError: If one is negative, or there are two.
+    """
+    for name, value in {**budgets, "max_error": max_error}.items():
+        if value is not None and value < 0:
+            raise ValueError(f"`{name}` must be at least 0, got {value}.")
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) > 1:
+        names = " and ".join(f"{name}={value:g}" for name, value in given.items())
+        raise ValueError(f"A plan has one budget, got {names}; leave out all but one.")
+    for name, value in given.items():
+        return name, value
+    return "max_exact_layers", 0.0 if max_error is None else math.inf
 
 
-def summary(found: Calibration) -> str:
-    """What follows from it, in sentences."""
-    lines = [f"{x.name} stays exact: {x.reason}." for x in found.layers if x.reason is not None]
-    lines.append("Cosine to the exact embedding, mean (worst):")
-    stages = [
-        ("every layer swapped, segment means and six steps", found.plain),
-        ("every layer swapped, best landmarks and inverse, convolution", found.swapped),
-    ]
-    if found.exact_heads:
-        stages.append(
-            (f"the plan, {found.exact_heads} of {found.heads} heads exact", found.planned)
-        )
-    for name, x in stages:
-        lines.append(f"  {x.cosine:.4f} ({x.worst_cosine:.4f})  {name}")
-    shares = []
-    for n in (512, 4096):
-        ours, exact = found.multiplications(n)
-        shares.append(f"{ours / exact:.0%} at {n:,} tokens")
-    lines.append(f"Multiplications against exact attention: {', '.join(shares)}.")
-    if found.max_error is not None and 1 - found.planned.cosine > found.max_error:
-        lines.append(f"max_error={found.max_error} is not reached with as many exact heads.")
-    return "\n".join(lines)
+def exact_layers(layer: LayerSurvey, choice: LayerChoice) -> float:
+    return costs.exact_share(choice)
+
+
+def price_in(unit: str, layers: Sequence[LayerSurvey], length: int, device: torch.device) -> Price:
+    """Of one layer, so that the layers' sum is the mean of the keys or the share of the time."""
+    swappable = [layer for layer in layers if layer.reason is None]
+    if unit == "keys":
+        return lambda layer, choice: costs.keys(choice, length) / len(swappable)
+    schemes: dict[int, list[LayerChoice]] = {}
+    for layer in swappable:
+        known = [plain_choice(layer), *(scheme.choice for scheme in layer.schemes)]
+        schemes.setdefault(layer.head_dim, []).extend(known)
+    clocks = {d: costs.Clock(x, length, d, device) for d, x in schemes.items()}
+    whole = sum(clocks[layer.head_dim](exact_choice(layer)) for layer in swappable)
+    return lambda layer, choice: clocks[layer.head_dim](choice) / whole
+
+
+def _cheapest(
+    plans: Sequence[Allocation], max_error: float | None, error: Callable[[Allocation], float]
+) -> Allocation:
+    """The first plan with at most that error, and the last if it has more or nothing was asked
+    for. Later plans are taken to have less."""
+    if max_error is None or error(plans[-1]) > max_error:
+        return plans[-1]
+    low, high = -1, len(plans) - 1
+    with tqdm(desc="Searching the cheapest plan") as bar:
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if error(plans[middle]) <= max_error else (middle, high)
+            bar.update()
+    return plans[high]
+
+
+def _few(plans: Sequence[Allocation]) -> list[Allocation]:
+    """Some, from the cheapest to the last that is not exact, at equal steps of cost on a
+    logarithmic scale: the first ones buy the most."""
+    costs = [math.log(total(plan)) for plan in plans[:-1]]
+    if not costs:
+        return []
+    wanted = [costs[0] + (costs[-1] - costs[0]) * i / (TRIED - 1) for i in range(TRIED)]
+    return [plans[i] for i in sorted({bisect_left(costs, x - 1e-9) for x in wanted})]

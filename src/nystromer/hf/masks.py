@@ -54,7 +54,7 @@ def key_mask(mask: Tensor | None, batch: int) -> Tensor | None:
         )
     if mask.is_floating_point():
         if mask.shape[1] != 1 or not ((mask == 0) | (mask <= -1e4)).all():
-            raise UnusableMaskError("the mask carries a bias, which landmarks cannot follow")
+            raise UnusableMaskError("the mask carries a bias, which no mean of tokens can follow")
         mask = mask == 0
     if not (mask == mask[:, :1, :1]).all():
         raise UnusableMaskError("the mask differs between queries (causal, sliding or packed)")

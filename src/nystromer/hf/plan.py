@@ -10,7 +10,11 @@ from typing import Any
 
 from nystromer.checks import check_positive
 
-ATTENTIONS = ("nystrom", "exact")
+NAMES = {"nystrom": "Nyström", "clustered": "clustered", "exact": "exact"}
+OPTIONS = {  # what belongs to one attention alone
+    "nystrom": ("num_landmarks", "landmarks", "ridge", "conv_kernel_size", "conv_taps"),
+    "clustered": ("num_query_clusters", "num_key_clusters", "num_exact_keys"),
+}
 LANDMARKS = ("segment_means", "kmeans")
 
 
@@ -20,13 +24,14 @@ class LayerChoice:
 
     Args:
         name: Its module's name in the base model ("encoder.layer.0.attention.self").
-        attention: "nystrom" or "exact".
+        attention: "nystrom", "clustered" or "exact".
         num_landmarks: M.
-        min_length: Sequences with fewer real tokens keep exact attention; None means 4 M, below
-            which Nyström attention saves too little to pay for its error.
+        min_length: Sequences with fewer real tokens keep exact attention; None means twice `keys`
+            (4 M for Nyström), below which too little is saved to pay for the error.
         landmarks: "segment_means", or "kmeans" over each token's query and key together.
         ridge: None for the six steps of eq. 14, else (AᵀA + ridge I)⁻¹ Aᵀ in their place.
-        exact_heads: Heads that keep exact attention in a Nyström layer.
+        num_query_clusters, num_key_clusters, num_exact_keys: Of clustered attention.
+        exact_heads: Heads that keep exact attention in a layer that is not exact.
         conv_kernel_size: Odd taps of a depthwise convolution over values, a new parameter that
             starts at `conv_taps`, or at zero; None leaves it out.
         conv_taps: [H][K], what `calibrate` fitted.
@@ -40,6 +45,9 @@ class LayerChoice:
     min_length: int | None = None
     landmarks: str = "segment_means"
     ridge: float | None = None
+    num_query_clusters: int = 64
+    num_key_clusters: int = 16
+    num_exact_keys: int = 48
     exact_heads: tuple[int, ...] = ()
     conv_kernel_size: int | None = None
     conv_taps: tuple[tuple[float, ...], ...] | None = None
@@ -51,13 +59,15 @@ class LayerChoice:
         object.__setattr__(self, "exact_heads", tuple(self.exact_heads))
         if self.conv_taps is not None:
             object.__setattr__(self, "conv_taps", tuple(map(tuple, self.conv_taps)))
-        if self.attention not in ATTENTIONS:
-            known = ", ".join(map(repr, ATTENTIONS))
+        if self.attention not in NAMES:
+            known = ", ".join(map(repr, NAMES))
             raise ValueError(f"`attention` must be one of {known}, got {self.attention!r}.")
         if self.landmarks not in LANDMARKS:
             known = ", ".join(map(repr, LANDMARKS))
             raise ValueError(f"`landmarks` must be one of {known}, got {self.landmarks!r}.")
-        check_positive("num_landmarks", self.num_landmarks)
+        _check_options(self)
+        for name in ("num_landmarks", *OPTIONS["clustered"]):
+            check_positive(name, getattr(self, name))
         if self.min_length is not None:
             check_positive("min_length", self.min_length)
         if self.ridge is not None and not self.ridge > 0:
@@ -83,9 +93,18 @@ class LayerChoice:
             )
 
     @property
+    def keys(self) -> int:
+        """Scores that a query costs where it is not exact: 2 M for Nyström (its own with the
+        landmarks, and its share of the landmarks' with all keys), G + M + T for clustered. Finding
+        clusters, k-means, the inverse and a convolution come on top."""
+        if self.attention == "clustered":
+            return self.num_query_clusters + self.num_key_clusters + self.num_exact_keys
+        return 2 * self.num_landmarks
+
+    @property
     def exact_below(self) -> int:
         """Real tokens below which a sequence keeps exact attention."""
-        return 4 * self.num_landmarks if self.min_length is None else self.min_length
+        return 2 * self.keys if self.min_length is None else self.min_length
 
 
 @dataclass(frozen=True)
@@ -126,7 +145,24 @@ class Plan:
             raise ValueError(f"`plan` must be JSON, got text that is not: {error}.") from error
 
 
+def _check_options(layer: LayerChoice) -> None:
+    """
+    Raises:
+        ValueError: If an option of Nyström attention is set for clustered attention, or the other
+            way round: neither becomes the other.
+    """
+    others = {"nystrom": "clustered", "clustered": "nystrom"}.get(layer.attention)
+    for field in fields(layer) if others else ():
+        value = getattr(layer, field.name)
+        if field.name in OPTIONS[str(others)] and value != field.default:
+            raise ValueError(
+                f"`{field.name}` belongs to {NAMES[str(others)]} attention, got {value} with "
+                f"{layer.attention!r}; that has {', '.join(OPTIONS[layer.attention])}."
+            )
+
+
 def _shown(layer: LayerChoice) -> dict[str, Any]:
     values = {f.name: (getattr(layer, f.name), f.default) for f in fields(layer)}
-    shown = ("name", "attention", "num_landmarks") if layer.attention == "nystrom" else ("name",)
+    size = {"nystrom": ("num_landmarks",), "clustered": OPTIONS["clustered"]}
+    shown = ("name", "attention", *size.get(layer.attention, ()))
     return {k: value for k, (value, default) in values.items() if k in shown or value != default}

@@ -23,9 +23,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from nystromer.hf import nystromize
 from nystromer.hf.attention import CONV
-from nystromer.hf.calibrate import calibration
+from nystromer.hf.calibrate import uniform
+from nystromer.hf.fidelity import Fidelity, exact_states, last_hidden, measure
 from nystromer.hf.plan import Plan
-from nystromer.hf.survey import Fidelity, exact_states, last_hidden, measure
+from nystromer.hf.survey import survey
 from nystromer.recipes.trainer import Progress, bfloat16_is_fast
 
 
@@ -95,7 +96,8 @@ def distill(
     settings = settings or Settings()
     if plan is None:
         batches = [{"input_ids": x} for x in train[: settings.calibration_passages].split(4)]
-        plan = calibration(model, batches, num_landmarks=num_landmarks).plan
+        best = uniform(survey(model, batches, num_landmarks))[1]
+        plan = Plan(model.config.model_type, tuple(best))
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     student = nystromize(copy.deepcopy(model), plan=plan)
     for module in student.modules():  # the exact twin has none either

@@ -9,10 +9,11 @@ from typing import Any
 
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
-from nystromer.hf.calibrate import Calibration, calibration
+from nystromer.hf.calibrate import calibration
+from nystromer.hf.calibration import Calibration
 from nystromer.hf.checkpoints import load_original
-from nystromer.hf.convert import nystromize
-from nystromer.hf.plan import Plan
+from nystromer.hf.convert import nystromize, uniform_plan
+from nystromer.hf.plan import LayerChoice, Plan
 from nystromer.recipes.distill import Distilled, Settings, distill
 from nystromer.recipes.text import passages, read_text, standard_text
 
@@ -27,6 +28,9 @@ def calibrate_encoder(
     num_landmarks: int = 64,
     max_exact_layers: int | None = None,
     max_error: float | None = None,
+    max_keys: float | None = None,
+    max_time: float | None = None,
+    length: int | None = None,
     count: int = 8,
 ) -> Calibration:
     """`nystromer.hf.calibrate` on `count` passages of the files; of Python's help without any.
@@ -43,13 +47,16 @@ def calibrate_encoder(
         num_landmarks=num_landmarks,
         max_exact_layers=max_exact_layers,
         max_error=max_error,
+        max_keys=max_keys,
+        max_time=max_time,
+        length=length,
     )
 
 
 def convert_encoder(
-    name: str, output: Path, *, num_landmarks: int = 64, plan: Path | None = None
+    name: str, output: Path, choice: LayerChoice, *, plan: Path | None = None
 ) -> None:
-    """Writes the encoder with Nyström attention, by the plan or else in every layer.
+    """Writes the encoder with other attention, by the plan or else that choice in every layer.
 
     Raises:
         ValueError: If the model or the plan cannot be read, the output exists, or as `nystromize`.
@@ -57,7 +64,7 @@ def convert_encoder(
     check_new(output)
     chosen = None if plan is None else read_plan(plan)
     model, tokenizer = load_encoder(name)
-    nystromize(model, num_landmarks, plan=chosen).save_pretrained(output)
+    nystromize(model, plan=chosen or uniform_plan(model, choice)).save_pretrained(output)
     tokenizer.save_pretrained(output)
 
 
@@ -78,14 +85,15 @@ def distill_encoder(
     name: str,
     files: Sequence[Path],
     output: Path,
+    choice: LayerChoice,
     *,
-    num_landmarks: int = 64,
     plan: Path | None = None,
     settings: Settings | None = None,
 ) -> Distilled:
-    """Writes the encoder with Nyström attention, trained on the files' passages.
+    """Writes the encoder with other attention, trained on the files' passages.
 
-    Without a plan every layer is swapped, by the plan that `calibrate` makes without exact heads.
+    Without a plan every layer is swapped: clustered as the choice says, or Nyström by the plan that
+    `calibrate` makes without exact heads.
 
     An interrupted run goes on from `output`/checkpoints.
 
@@ -106,13 +114,15 @@ def distill_encoder(
             f"A distillation needs at least {HELD_OUT + settings.calibration_passages} passages of "
             f"{ids.shape[1]} tokens, {HELD_OUT} of them held out, got {len(ids)}; add text."
         )
+    if chosen is None and choice.attention == "clustered":
+        chosen = uniform_plan(model, choice)
     train, held_out = ids[HELD_OUT:], ids[:HELD_OUT]
     checkpoints = output / "checkpoints"
     result = distill(
         model,
         train,
         held_out,
-        num_landmarks=num_landmarks,
+        num_landmarks=choice.num_landmarks,
         plan=chosen,
         settings=settings,
         checkpoints=str(checkpoints),
