@@ -10,7 +10,7 @@ def leading(x, steps=3):
     for _ in range(steps):
         u = x.T @ (x @ u)
         u = u / max(np.linalg.norm(u), 1e-30)
-    return u
+    return -u if u.sum() < 0 else u
 
 
 def directions(x, levels, sample=512):
@@ -29,21 +29,18 @@ def directions(x, levels, sample=512):
 
 
 def clusters(x, count):
-    """Lists of token indices."""
-    size = -(-len(x) // count)
-    count = -(-len(x) // size)
-    if size == 1:
-        return [[i] for i in range(len(x))]
-    levels = (count - 1).bit_length()
+    """Lists of token indices: 2^levels of them, halves of halves."""
+    levels = int(np.log2(min(len(x), count)))
+    size = -(-len(x) // 2**levels)
     parts, slots = [list(range(len(x)))], size * 2**levels
     for found in directions(x, levels):
-        slots //= 2
         halves = []
         for part, u in zip(parts, found, strict=True):
             ranked = [part[i] for i in np.argsort(x[part] @ u, kind="stable")]
-            halves += [ranked[:slots], ranked[slots:]]
-        parts = halves
-    return [part for part in parts if part]
+            left = slots // 2 - (slots - len(part)) // 2
+            halves += [ranked[:left], ranked[left:]]
+        parts, slots = halves, slots // 2
+    return parts
 
 
 def attention_row(q, q_tilde, k, key_clusters, exact_keys):

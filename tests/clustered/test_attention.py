@@ -13,9 +13,9 @@ CASES = [
     ((1, 3, 2, None), (1, 1, 1)),
     ((50, 8, 8, None), (1, 1, 1)),
     ((64, 7, 5, None), (8, 8, 16)),
-    ((97, 16, 16, None), (64, 4, 3)),  # query clusters of two, the last of one
+    ((97, 16, 16, None), (64, 4, 3)),  # query clusters of one and of two
     ((97, 16, 16, None), (5, 200, 3)),  # few keys: exact
-    ((97, 16, 16, None), (97, 5, 3)),  # every query its own cluster: exact
+    ((64, 16, 16, None), (99, 5, 3)),  # every query its own cluster: exact
     ((131, 16, 24, "right"), (7, 9, 12)),
     ((131, 16, 16, "left"), (16, 8, 20)),
     ((131, 16, 16, "holes"), (6, 16, 20)),
@@ -259,8 +259,8 @@ def test_clustered_attention_scales_as_told(backend):
 
 def test_the_oracle_clusters_every_token_once():
     x = np.random.default_rng(0).normal(size=(700, 4))
-    clusters = clustered_oracle.clusters(x, 24)
-    assert [len(c) for c in clusters] == [30] * 23 + [10]
+    clusters = clustered_oracle.clusters(x, 40)
+    assert {len(c) for c in clusters} == {21, 22}
     assert sorted(i for cluster in clusters for i in cluster) == list(range(700))
 
 

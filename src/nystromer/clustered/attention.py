@@ -19,9 +19,9 @@ def clustered_attention(
     key: Tensor,
     value: Tensor,
     *,
-    num_query_clusters: int = 32,
-    num_key_clusters: int = 32,
-    num_exact_keys: int = 64,
+    num_query_clusters: int = 64,
+    num_key_clusters: int = 16,
+    num_exact_keys: int = 48,
     mask: Tensor | None = None,
     scale: float | None = None,
     backend: str = "auto",
@@ -54,8 +54,9 @@ def clustered_attention(
         query: Q, [B, H, N, D], float16, bfloat16, float32 or float64.
         key: K, [B, H, N, D].
         value: V, [B, H, N, Dv].
-        num_query_clusters: G, at least 1, of ceil(L / G) tokens each, of L real ones.
-        num_key_clusters: M, at least 1, likewise.
+        num_query_clusters: G, at least 1; rounded down to a power of two, for clusters are halves
+            of halves.
+        num_key_clusters: M, likewise.
         num_exact_keys: T, at least 1.
         mask: Real tokens, bool [B, N], any pattern; None means all. Outputs elsewhere are zero.
         scale: s, 1/sqrt(D) if None.
@@ -75,7 +76,7 @@ def clustered_attention(
     Example:
         >>> import torch
         >>> q, k, v = torch.randn(3, 2, 8, 1000, 64)  # each [B, H, N, D]
-        >>> clustered_attention(q, k, v, num_exact_keys=48).shape
+        >>> clustered_attention(q, k, v, num_exact_keys=96).shape
         torch.Size([2, 8, 1000, 64])
     """
     query, key, value = autocast_inputs(query, key, value)

@@ -10,11 +10,11 @@ from nystromer.checks import check_positive
 
 
 class Budget(NamedTuple):
-    """The counts of clusters and of exact keys."""
+    """The counts of clusters and of exact keys. The defaults: docs/clustered-attention.md."""
 
-    query_clusters: int  # G
-    key_clusters: int  # M
-    exact_keys: int  # T
+    query_clusters: int = 64  # G
+    key_clusters: int = 16  # M
+    exact_keys: int = 48  # T
 
     @property
     def keys(self) -> int:

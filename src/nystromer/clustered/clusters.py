@@ -1,10 +1,11 @@
 """Balanced clusters of the tokens of one sequence, by recursive bisection.
 
-Shapes: H heads, L tokens, D features, C clusters.
+Shapes: H heads, L tokens, D features; C clusters of at most S tokens.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -18,46 +19,50 @@ POWER_STEPS = 3
 class Clusters:
     """Tokens in the order of their clusters.
 
-    order: int64 [H, L], a permutation of the tokens for every head. size: tokens of a cluster, of
-    the last one at most: cluster c holds order[:, c * size : (c + 1) * size].
+    order: int64 [H, C S]: cluster c holds order[:, c S : (c + 1) S], of which the last is no token
+    but L where the cluster is one short of S tokens.
+    sizes: Tokens of each cluster, S or S - 1: the same for all heads.
     """
 
     order: Tensor
-    size: int
+    sizes: tuple[int, ...]
 
     @property
     def count(self) -> int:
         """C"""
-        return -(-self.order.shape[1] // self.size)
+        return len(self.sizes)
 
     @property
-    def slots(self) -> int:
-        """C * size, at least L."""
-        return self.count * self.size
+    def size(self) -> int:
+        """S"""
+        return max(self.sizes)
+
+    @property
+    def length(self) -> int:
+        """L"""
+        return sum(self.sizes)
 
     @property
     def places(self) -> Tensor:
         """Where in the order a token stands, [H, L]."""
         ranks = torch.arange(self.order.shape[1], device=self.order.device)
-        return torch.empty_like(self.order).scatter_(1, self.order, ranks.expand_as(self.order))
+        places = self.order.new_empty(len(self.order), self.length + 1)
+        return places.scatter_(1, self.order, ranks.expand_as(self.order))[:, :-1]
 
     def of_heads(self, i: int, j: int) -> Clusters:
-        return Clusters(self.order[i:j], self.size)
+        return Clusters(self.order[i:j], self.sizes)
 
-    def sizes(self, like: Tensor) -> Tensor:
-        """Tokens in each cluster, [C, 1], dtype and device of `like`."""
-        sizes = like.new_full((self.count, 1), self.size)
-        sizes[-1] = self.order.shape[1] - (self.count - 1) * self.size
-        return sizes
+    def short(self) -> list[int]:
+        """The clusters one short of S tokens."""
+        return [c for c, size in enumerate(self.sizes) if size < self.size]
 
-
-def cluster_size(length: int, count: int) -> int:
-    """Tokens of each of at most `count` clusters of L tokens: ceil(L / count)."""
-    return -(-length // count)
+    def divisor(self, like: Tensor) -> Tensor:
+        """`sizes` as [C, 1], dtype and device of `like`."""
+        return torch.tensor(self.sizes, dtype=like.dtype, device=like.device)[:, None]
 
 
 def bisected(x: Tensor, count: int) -> Clusters:
-    """At most `count` clusters of ceil(L / count) tokens (the last may have fewer).
+    """At most `count` clusters, a power of two, of as many tokens each or one fewer.
 
     All tokens are cut in two at the median of their projections on a direction, then each half is,
     and so on. A direction is the leading one of its part of a sample: of the tokens' differences
@@ -66,22 +71,52 @@ def bisected(x: Tensor, count: int) -> Clusters:
 
     Args:
         x: Tokens, [H, L, D], L at least 1; no gradient flows.
-        count: C, at least 1.
+        count: At least 1.
     """
+    x = x.detach()
     heads, length, _ = x.shape
-    size = cluster_size(length, count)
-    levels = (cluster_size(length, size) - 1).bit_length()
-    slots = size << levels  # those past the L tokens stay at the end
-    order = torch.arange(slots, device=x.device).expand(heads, slots)
-    if size > 1:
-        for level, direction in enumerate(_directions(x.detach(), levels)):
-            parts = order.reshape(heads, 1 << level, -1)
-            projections = direction @ x.detach().mT  # [H, parts, L]
-            projections = projections.gather(2, parts.clamp(max=length - 1))
-            if slots > length:
-                projections.masked_fill_(parts >= length, torch.inf)
-            order = parts.gather(2, _halves(projections)).reshape(heads, slots)
-    return Clusters(order[:, :length], size)
+    sizes = cluster_sizes(length, count)
+    slots = len(sizes) * max(sizes)
+    order = torch.arange(slots, device=x.device).clamp(max=length).expand(heads, slots)
+    for direction in _directions(x, len(sizes).bit_length() - 1):  # [H, parts, D]
+        parts = order.reshape(heads, direction.shape[1], -1)
+        projections = (direction @ x.mT).gather(2, parts.clamp(max=length - 1))
+        if slots > length:  # half of the places without a token go to either side
+            hole = parts == length
+            odd = hole.cumsum(2) % 2 == 1
+            projections.masked_fill_(hole & odd, torch.inf).masked_fill_(hole & ~odd, -torch.inf)
+        order = parts.gather(2, _halves(projections)).reshape(heads, slots)
+    clusters = Clusters(order, sizes)
+    return clusters if slots == length else _holes_last(clusters)
+
+
+def clusters_of(places: Tensor, count: int) -> Clusters:
+    """From `Clusters.places`, [H, L]."""
+    heads, length = places.shape
+    sizes = cluster_sizes(length, count)
+    order = places.new_full((heads, len(sizes) * max(sizes)), length)
+    tokens = torch.arange(length, device=places.device).expand_as(places)
+    return Clusters(order.scatter_(1, places, tokens), sizes)
+
+
+@functools.lru_cache
+def cluster_sizes(length: int, count: int) -> tuple[int, ...]:
+    """Tokens of each cluster: halves of halves of L, where a left one is never the smaller."""
+    levels = min(length, count).bit_length() - 1
+    sizes, slots = [length], -(-length >> levels) << levels
+    for _ in range(levels):
+        slots //= 2
+        left = [slots - (2 * slots - size) // 2 for size in sizes]
+        sizes = [n for size, half in zip(sizes, left, strict=True) for n in (half, size - half)]
+    return tuple(sizes)
+
+
+def _holes_last(clusters: Clusters) -> Clusters:
+    """Changes places within the clusters that are one short."""
+    order, length = clusters.order.unflatten(1, (clusters.count, -1)), clusters.length
+    order = torch.where(order == length, order[..., -1:], order)
+    order[:, clusters.short(), -1] = length
+    return Clusters(order.flatten(1), clusters.sizes)
 
 
 def _directions(x: Tensor, levels: int) -> list[Tensor]:
@@ -101,12 +136,13 @@ def _directions(x: Tensor, levels: int) -> list[Tensor]:
 
 
 def _leading(x: Tensor) -> Tensor:
-    """The leading right singular vector of each [..., S, D], nearly: [..., 1, D]."""
+    """The leading right singular vector of each [..., S, D], nearly, whose sum is not negative:
+    [..., 1, D]. (Of two tokens either may be the longest, by rounding.)"""
     longest = x.square().sum(-1).argmax(-1)[..., None, None]
     direction = x.gather(-2, longest.expand(*x.shape[:-2], 1, x.shape[-1]))
     for _ in range(POWER_STEPS):
         direction = torch.nn.functional.normalize((x @ direction.mT).mT @ x, dim=-1, eps=1e-30)
-    return direction
+    return torch.where(direction.sum(-1, keepdim=True) < 0, -direction, direction)
 
 
 def _halves(x: Tensor) -> Tensor:

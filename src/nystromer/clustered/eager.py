@@ -50,8 +50,7 @@ def forward(
 
 def attend(q: Tensor, k: Tensor, v: Tensor, budget: Budget) -> Tensor:
     """The output, [H, L, Dv], of one sequence without padding."""
-    length = q.shape[1]
-    if length <= budget.keys:
+    if q.shape[1] <= budget.keys:
         return torch.softmax(q @ k.mT, -1) @ v
     slots = make_slots(q, k, budget)
     q, k, v = sort(q, slots.queries), sort(k, slots.keys), sort(v, slots.keys)
@@ -61,7 +60,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, budget: Budget) -> Tensor:
     far = q @ slots.k_tilde[:, None].mT + slots.bias[:, :, None]  # [H, G, P, M]
     probabilities = torch.softmax(torch.cat([near, far], -1), -1)
     output = probabilities @ torch.cat([rows(v, slots.exact), v_tilde], 2)
-    return unsort(output.flatten(1, 2)[:, :length], slots.queries)
+    return unsort(output.flatten(1, 2), slots.queries)
 
 
 def make_slots(q: Tensor, k: Tensor, budget: Budget) -> Slots:
@@ -70,38 +69,37 @@ def make_slots(q: Tensor, k: Tensor, budget: Budget) -> Slots:
     With R = q~ · k_i, Nyström's third table, a slot stands for its keys as the mean query q~ sees
     them: q · k_i ~ q · k~ + (R - q~ · k~), exact where q = q~ or k_i = k~.
     """
-    length = q.shape[1]
     queries, keys = bisected(q, budget.query_clusters), bisected(k, budget.key_clusters)
     q_tilde, k_tilde = means(q, queries), means(k, keys)
     scores = q_tilde @ sort(k, keys).mT  # R, [H, G, M C]
-    scores = scores.masked_fill(torch.arange(keys.slots, device=q.device) >= length, -torch.inf)
+    scores = scores.masked_fill((keys.order == keys.length)[:, None], -torch.inf)
     exact = scores.topk(budget.exact_keys, sorted=False).indices
     scores = scores.scatter(-1, exact, -torch.inf).unflatten(-1, (keys.count, keys.size))
-    least = torch.finfo(scores.dtype).min
-    top = scores.detach().amax(-1, keepdim=True).clamp(min=least)  # a slot may be empty
+    limits = torch.finfo(scores.dtype)
+    top = scores.detach().amax(-1, keepdim=True).clamp(min=limits.min)  # a slot may be empty
     weights = (scores - top).exp()
-    mass = weights.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+    mass = weights.sum(-1, keepdim=True).clamp(min=limits.tiny)
     bias = (top + mass.log()).squeeze(-1) - q_tilde @ k_tilde.mT
     return Slots(queries, keys, exact, weights / mass, bias, k_tilde)
 
 
 def means(x: Tensor, clusters: Clusters) -> Tensor:
     """[H, L, D] -> [H, G, D]"""
-    return split(sort(x, clusters), clusters).sum(2) / clusters.sizes(x)
+    return split(sort(x, clusters), clusters).sum(2) / clusters.divisor(x)
 
 
 def sort(x: Tensor, clusters: Clusters) -> Tensor:
-    """Tokens in the order of their clusters, and zeros to fill the last: [H, slots, D]."""
-    return F.pad(rows(x, clusters.order), (0, 0, 0, clusters.slots - x.shape[1]))
+    """Tokens in the order of their clusters, zero where there is none: [H, G P, D]."""
+    return rows(F.pad(x, (0, 0, 0, 1)), clusters.order)
 
 
 def unsort(x: Tensor, clusters: Clusters) -> Tensor:
     """Back from the order of the clusters, [H, L, D]."""
-    return torch.zeros_like(x).scatter(1, clusters.order[..., None].expand(x.shape), x)
+    return rows(x, clusters.places)
 
 
 def split(x: Tensor, clusters: Clusters) -> Tensor:
-    """[H, slots, D] -> [H, G, P, D]"""
+    """[H, G P, D] -> [H, G, P, D]"""
     return x.unflatten(1, (clusters.count, clusters.size))
 
 

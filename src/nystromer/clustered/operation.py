@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nystromer.backends.blocked.sequences import Sequence, Workspace, sequences
 from nystromer.clustered.budget import Budget
-from nystromer.clustered.clusters import Clusters, bisected, cluster_size
+from nystromer.clustered.clusters import Clusters, bisected, clusters_of
 from nystromer.clustered.tables import gradients_of, make_tables, output_of
 from nystromer.precision import accumulation_dtype
 from nystromer.registration import empty_as, operation
@@ -28,7 +28,7 @@ def clustered_forward(
     exact_keys: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The output; then the tokens in the order of query and of key clusters, and the exact keys."""
+    """The output; then the places of queries and keys in the order of clusters; the exact keys."""
     budget = Budget(query_clusters, key_clusters, exact_keys)
     results = _results(query, value, *budget)
     work = _workspace(query)
@@ -60,7 +60,7 @@ def _forward(
         tokens = _read(q[i:j], "q", work), _read(k[i:j], "k", work), _read(v[i:j], "v", work)
         tables = make_tables(tokens, queries, keys, None, budget.exact_keys, scale, work)
         output_of(tables, queries, output[i:j], work)
-        for kept, new in zip(chosen, (queries.order, keys.order, tables.exact), strict=True):
+        for kept, new in zip(chosen, (queries.places, keys.places, tables.exact), strict=True):
             kept[i:j, : new.shape[1]] = new
     return output
 
@@ -77,8 +77,8 @@ def clustered_backward(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
-    query_order: Tensor,
-    key_order: Tensor,
+    query_places: Tensor,
+    key_places: Tensor,
     exact: Tensor,
     query_clusters: int,
     key_clusters: int,
@@ -94,7 +94,7 @@ def clustered_backward(
         if sequence.length <= budget.keys:
             tokens = _exact_backward(q, k, v, g, scale)
         else:
-            chosen = (query_order[b], key_order[b], exact[b])
+            chosen = (query_places[b], key_places[b], exact[b])
             tokens = _backward(q, k, v, g, budget, chosen, scale, work)
         for grad, of_tokens in zip(grads, tokens, strict=True):
             _write(grad[b], of_tokens, sequence)
@@ -111,10 +111,10 @@ def _backward(
     scale: float,
     work: Workspace,
 ) -> list[Tensor]:
-    length, (query_order, key_order, exact) = q.shape[1], chosen
-    queries = Clusters(query_order[:, :length], cluster_size(length, budget.query_clusters))
-    keys = Clusters(key_order[:, :length], cluster_size(length, budget.key_clusters))
-    exact = exact[:, : queries.count]
+    query_places, key_places = (x[:, : q.shape[1]] for x in chosen[:2])
+    queries = clusters_of(query_places, budget.query_clusters)
+    keys = clusters_of(key_places, budget.key_clusters)
+    exact = chosen[2][:, : queries.count]
     grads = [work(f"sequence {i}", *x.shape) for i, x in enumerate((q, k, v))]
     for i, j in _heads(q):
         of_heads = queries.of_heads(i, j), keys.of_heads(i, j)
@@ -156,10 +156,9 @@ torch.library.register_autograd("nystromer::clustered_backward", _second)
 def _results(
     query: Tensor, value: Tensor, query_clusters: int, key_clusters: int, exact_keys: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    order = query.new_zeros(query.shape[:3], dtype=torch.int64)
-    n = query.shape[2]
-    exact = order.new_zeros(*query.shape[:2], min(query_clusters, n), min(exact_keys, n))
-    return empty_as(query, value.shape[3]), order, torch.zeros_like(order), exact
+    places, n = query.new_zeros(query.shape[:3], dtype=torch.int64), query.shape[2]
+    exact = places.new_zeros(*query.shape[:2], min(query_clusters, n), min(exact_keys, n))
+    return empty_as(query, value.shape[3]), places, torch.zeros_like(places), exact
 
 
 def _gradients(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

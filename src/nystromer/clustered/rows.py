@@ -19,9 +19,9 @@ def clustered_attention_rows(
     key: Tensor,
     rows: Tensor | Sequence[int],
     *,
-    num_query_clusters: int = 32,
-    num_key_clusters: int = 32,
-    num_exact_keys: int = 64,
+    num_query_clusters: int = 64,
+    num_key_clusters: int = 16,
+    num_exact_keys: int = 48,
     mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
@@ -73,8 +73,7 @@ def _rows(q: Tensor, k: Tensor, place: Tensor, budget: Budget) -> Tensor:
     if q.shape[1] <= budget.keys:
         return torch.softmax(q[:, place] @ k.mT, -1)
     slots = make_slots(q, k, budget)
-    rank = slots.queries.order.argsort(1)[:, place]  # of the rows, in the order of the clusters
-    cluster = rank // slots.queries.size  # [H, R]
+    cluster = slots.queries.places[:, place] // slots.queries.size  # [H, R]
     exact, bias = rows_of(slots.exact, cluster), rows_of(slots.bias, cluster)
     q = q[:, place]
     near = torch.einsum("hrd,hrtd->hrt", q, rows_of(sort(k, slots.keys), exact))
@@ -83,6 +82,7 @@ def _rows(q: Tensor, k: Tensor, place: Tensor, budget: Budget) -> Tensor:
         [near.shape[2], far.shape[2]], 2
     )
     within = rows_of(slots.weights.flatten(2), cluster).unflatten(2, slots.weights.shape[2:])
-    result = (far[..., None] * within).flatten(2).scatter(2, exact, near)[..., : k.shape[1]]
-    order = slots.keys.order[:, None].expand(result.shape)
-    return torch.zeros_like(result).scatter(2, order, result)
+    result = (
+        (far[..., None] * within).flatten(2).scatter(2, exact, near)
+    )  # in the order of the keys
+    return result.gather(2, slots.keys.places[:, None].expand(*result.shape[:2], -1))

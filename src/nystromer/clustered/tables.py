@@ -1,7 +1,7 @@
 """The tables of a few heads of one sequence, forward and backward.
 
 Shapes: H heads, L tokens, D features; G query clusters of P tokens, M key clusters of C tokens, T
-exact keys; S_q = G P and S_k = M C places, of which the last are empty: at least L.
+exact keys; S = G P or M C places, of which the last of a cluster may be empty.
 """
 
 from __future__ import annotations
@@ -50,13 +50,12 @@ def make_tables(
     work: Workspace,
 ) -> Tables:
     """From queries, keys and values [H, L, D] and the clusters; exact: as a forward has chosen."""
-    heads, length, dim = tokens[0].shape
+    heads, _, dim = tokens[0].shape
     groups, slots = queries.count, keys.count
     q = sort(tokens[0], queries, work, "q")
     k, v = (sort(x, keys, work, name) for x, name in zip(tokens[1:], "kv", strict=True))
     q_tilde, k_tilde = means(q, queries).mul_(scale), means(k, keys)
-    scores, exact = far_scores(q_tilde, k, length, exact, exact_keys, work)
-    scores = scores.unflatten(2, (slots, keys.size)).transpose(1, 2)  # [H, M, G, C]
+    scores, exact = far_scores(q_tilde, k, keys, exact, exact_keys, work)
     weights, log_mass = softmax(scores, work)
     bias = log_mass.mT - q_tilde @ k_tilde.mT  # [H, G, M]
     far = product(weights.flatten(0, 1), v.view(heads * slots, keys.size, -1), work, "far")
@@ -76,16 +75,23 @@ def make_tables(
 
 
 def far_scores(
-    q_tilde: Tensor, k: Tensor, length: int, exact: Tensor | None, exact_keys: int, work: Workspace
+    q_tilde: Tensor,
+    k: Tensor,
+    keys: Clusters,
+    exact: Tensor | None,
+    exact_keys: int,
+    work: Workspace,
 ) -> tuple[Tensor, Tensor]:
-    """Nyström's third table q~ · k_i, [H, G, S_k], times log2(e), -inf at empty places and at the
-    exact keys; and those."""
+    """Nyström's third table q~ · k_i times log2(e), by slots [H, M, G, C], -inf at empty places and
+    at the exact keys; and those."""
     scores = work("scores", *q_tilde.shape[:2], k.shape[1])
     torch.bmm(q_tilde * log2(e), k.mT, out=scores)
-    scores[..., length:] = -torch.inf
+    by_slot = scores.unflatten(2, (keys.count, keys.size))
+    by_slot[:, :, keys.short(), -1] = -torch.inf
     if exact is None:
         exact = scores.topk(exact_keys, sorted=False).indices
-    return scores.scatter_(2, exact, -torch.inf), exact
+    scores.scatter_(2, exact, -torch.inf)
+    return by_slot.transpose(1, 2), exact
 
 
 def softmax(scores: Tensor, work: Workspace) -> tuple[Tensor, Tensor]:
@@ -110,7 +116,7 @@ def join(far: Tensor, exact: Tensor, slots: int, work: Workspace, name: str) -> 
 def output_of(tables: Tables, queries: Clusters, output: Tensor, work: Workspace) -> None:
     """Writes output, [H, L, Dv]."""
     tokens = product(tables.probabilities, tables.values, work, "output")
-    unsort(tokens.view(len(tables.q), queries.slots, -1), queries, output)
+    unsort(tokens.view(len(tables.q), queries.order.shape[1], -1), queries, output)
 
 
 def gradients_of(
@@ -170,12 +176,11 @@ def product(a: Tensor, b: Tensor, work: Workspace, name: str) -> Tensor:
 
 
 def sort(x: Tensor, clusters: Clusters, work: Workspace, name: str) -> Tensor:
-    """Tokens [H, L, D] in the order of their clusters, then zeros: [H, S, D]."""
-    heads, length, dim = x.shape
-    out = work(name, heads, clusters.slots, dim)
-    for x_h, order, out_h in zip(x, clusters.order, out, strict=True):
-        torch.index_select(x_h, 0, order, out=out_h[:length])
-    out[:, length:] = 0
+    """Tokens [H, L, D] in the order of their clusters, zero where there is none: [H, S, D]."""
+    out = work(name, len(x), clusters.order.shape[1], x.shape[2])
+    for x_h, order, out_h in zip(x, clusters.order.clamp(max=x.shape[1] - 1), out, strict=True):
+        torch.index_select(x_h, 0, order, out=out_h)
+    out.unflatten(1, (clusters.count, clusters.size))[:, clusters.short(), -1] = 0
     return out
 
 
@@ -201,10 +206,10 @@ def add_rows(x: Tensor, index: Tensor, grad: Tensor) -> None:
 
 def means(x: Tensor, clusters: Clusters) -> Tensor:
     """Of each cluster, [H, S, D] -> [H, G, D]."""
-    return x.unflatten(1, (clusters.count, clusters.size)).sum(2).div_(clusters.sizes(x))
+    return x.unflatten(1, (clusters.count, clusters.size)).sum(2).div_(clusters.divisor(x))
 
 
 def spread(x: Tensor, grad_means: Tensor, clusters: Clusters) -> None:
     """Adds to the tokens x, [H, S, D], their share of the gradient of `means`."""
-    share = grad_means / clusters.sizes(x)
+    share = grad_means / clusters.divisor(x)
     x.unflatten(1, (clusters.count, clusters.size)).add_(share[:, :, None])
