@@ -110,14 +110,12 @@ def methods(keys: int) -> dict[str, Attention]:
     together counting as one. The clustering of each, and Nyström's inverse, do not count."""
     groups = BUDGETS[keys][0]
     counts = {"groups": groups, "exact_keys": keys - groups}
-    part = 2 * keys // 5  # G + G / 2 + M for MuSe, whose keys are averaged for every query cluster
+    tilted = {"groups": keys // 2, "slots": keys // 4}  # G / 2 more, to average the keys as well
     return {
         "Nyström": partial(nystrom, m=keys // 2),
         "Nyström, k-means, ridge": partial(nystrom_kmeans, m=keys // 2),
-        "MuSe": partial(mapped, make=rivals.multipole, groups=part, slots=part),
-        "MuSe, dipole": partial(
-            mapped, make=rivals.multipole, groups=part, slots=part, dipole=True
-        ),
+        "MuSe": partial(mapped, make=rivals.multipole, **tilted),
+        "MuSe, dipole": partial(mapped, make=rivals.multipole, **tilted, dipole=True),
         "ClusterAttention": partial(
             mapped, make=rivals.blocks, groups=keys // 2, slots=keys // 2, exact_keys=keys // 2
         ),

@@ -30,9 +30,9 @@ class Parts(NamedTuple):
 
 
 def balanced(x: Tensor, count: int) -> Parts:
-    """The clusters of `nystromer.clustered_attention`."""
+    """The clusters of `nystromer.clustered_attention`: a power of two of them, at most count."""
     found = bisected(x, count)
-    return parts_of(x, found.order.argsort(1) // found.size, found.count)
+    return parts_of(x, found.places // found.size, found.count)
 
 
 def lloyd(x: Tensor, count: int) -> Parts:
@@ -103,9 +103,9 @@ def blocks(q: Tensor, k: Tensor, groups: int, slots: int, exact_keys: int) -> Te
     seen = torch.nn.functional.normalize(q @ root(centred.mT @ centred), dim=-1)
     queries = parts_of(q, balanced(seen, groups).ids, groups)
     keys = parts_of(k, balanced(k @ root(q.mT @ q), slots).ids, slots)
-    count = max(1, round(exact_keys * slots / length))
-    best = (queries.means @ keys.means.mT).topk(count).indices
-    chosen = torch.zeros(len(q), groups, slots, dtype=torch.bool).scatter(2, best, True)
+    scores = queries.means @ keys.means.mT
+    best = scores.topk(max(1, round(exact_keys * slots / length))).indices
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(2, best, True)
     chosen = rows(chosen, queries.ids).gather(2, keys.ids[:, None].expand(-1, length, -1))
     return torch.where(chosen, q @ k.mT, q @ keys.near.mT).softmax(-1)
 
