@@ -365,7 +365,7 @@ PARTS: dict[str, tuple[list[Any], Callable[[Any], dict[str, Any]]]] = {
     "ragged": ([Case("reviews", 512, "learnt", x, "128") for x in ("Nyström", "ours")], ragged),
     "lengths": (lengths_cases(), lengths),
     "budgets": (quality_cases(REPORTED[:1], tuple(BUDGETS), MAIN), quality),
-    "retrieval": (quality_cases(REPORTED[:2], (128,), MAIN), retrieval),
+    "retrieval": (quality_cases(REPORTED[:1], (128,), MAIN), retrieval),
     "gaussian": ([MadeUp(std, name, "128") for std in LOGIT_STDS for name in NAMES], gaussian),
 }
 
