@@ -16,6 +16,7 @@ from pathlib import Path
 import clustered_tables
 import common
 import growth
+import lra
 import table1
 from common import markdown
 from common import results as rows
@@ -249,7 +250,19 @@ def calibration_table() -> str:
     return markdown(["M", "plan", *(f"{text}, mean (worst)" for text in texts)], lines)
 
 
+def lra_table(header: list[str], lines: Callable[[lra.Rows], list[list[str]]]) -> str:
+    return markdown(header, lines(rows("lra")))
+
+
+LRA_TASKS = list(lra.NAMES.values())
 TABLES = {
+    "lra": partial(lra_table, ["attention", "", *LRA_TASKS, "average"], lra.lines),
+    "lra-cost": partial(lra_table, ["attention", *LRA_TASKS], lra.cost_lines),
+    "lra-budget": partial(
+        lra_table,
+        ["task", "steps", "batch", "of the schedule", "rate", "rows", "tested on"],
+        lra.budget_lines,
+    ),
     "cpu": cpu_table,
     "differences": differences_table,
     "hf_embeddings": hf_embeddings_table,
@@ -273,6 +286,8 @@ def main() -> None:
     panels = [with_exponents(panel) for panel in growth_panels()]
     plots.lengths_figure(panels).savefig(figures / "growth.png")
     plots.lengths_figure(everyone_panels(), share_y=True).savefig(figures / "everyone.png")
+    if rows("lra"):
+        lra.figure(rows("lra")).savefig(figures / "lra.png")
     for page in PAGES:
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -169,3 +169,33 @@ def test_convert_refuses_what_is_no_checkpoint(monkeypatch, capsys, tmp_path):
     error = capsys.readouterr().err
     assert re.fullmatch(r".*notes.txt cannot be read as a checkpoint of tensors.*\n", error)
     assert not (tmp_path / "out").exists()
+
+
+def test_lra_trains_and_says_what_it_found(monkeypatch, capsys, tmp_path):
+    words = ("--cache", tmp_path / "cache", "--rows", 20, "--eval-rows", 4)
+    assert run(monkeypatch, "lra-data", "listops", *words, "--processes", 1) == 0
+    assert "listops: 20 train, 4 validation, 4 test rows, fingerprint" in capsys.readouterr().out
+    words = (*words, "--steps", 1, "--batch-size", 2, "--attention", "none")
+    assert run(monkeypatch, "lra", "listops", "--output", tmp_path / "run", *words) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"listops, none: \d+\.0% of 4 test rows after 1 steps\.", shown)
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("lra path-x --output new", "The task must be one of listops, .*, got 'path-x'"),
+        ("lra-data path-x", "The task must be one of listops, .*, got 'path-x'"),
+        ("lra listops --attention flash --output new", "must be one of nystrom, .*, got 'flash'"),
+        ("lra retrieval --output new", "retrieval needs `--data-dir`: .* imdb-same-movie"),
+        ("lra text --data-dir none --output new", "must be a folder, got none, which is none"),
+    ],
+)
+def test_lra_refuses_in_one_sentence(monkeypatch, capsys, tmp_path, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *words.split(), *("--cache", "cache")) == 2
+    shown = capsys.readouterr().err.strip()
+    assert re.search(message, shown)
+    assert len(shown.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

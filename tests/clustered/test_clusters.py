@@ -22,7 +22,7 @@ def test_bisected_gives_equal_clusters_of_all_tokens(length, count):
 def test_bisected_finds_groups_of_tokens(length):
     """Eight far groups in any order, of which no cluster holds two, with few tokens and many."""
     group = torch.randperm(length) % 8
-    x = 100 * torch.randn(2, 8, 16)[:, group] + torch.randn(2, length, 16)
+    x = 1000 * torch.randn(2, 8, 16)[:, group] + torch.randn(2, length, 16)
     found = group[bisected(x, 8).order].view(2, 8, -1)
     assert (found == found[..., :1]).all()
 

@@ -158,6 +158,58 @@ def test_pretraining_learns_words_and_sentence_order(tmp_path):
     assert torch.equal(words_only.cls.predictions.bias, model.cls.predictions.bias)
 
 
+def test_only_asked_words_are_predicted():
+    model = ours(hf.NystromformerForPreTraining).eval()
+    ids, order = words(3, 40), torch.tensor([0, 1, 1])
+    labels = ids.masked_fill(torch.rand(ids.shape) < 0.8, -100)
+    every = model(ids, labels=labels, sentence_order_label=order)
+    asked = model(ids, labels=labels, sentence_order_label=order, only_asked=True)
+    assert_close(asked.loss, every.loss, 1e-6)
+    assert_close(asked.prediction_logits, every.prediction_logits[labels != -100], 1e-5)
+    nothing = torch.full_like(ids, -100)
+    loss = model(ids, labels=nothing, sentence_order_label=order, only_asked=True).loss
+    assert_close(loss, model(ids, sentence_order_label=order).loss, 1e-6)
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, **columns):
+        self.columns = columns
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return {name: column[i] for name, column in self.columns.items()}
+
+
+@pytest.mark.parametrize("cls", ["NystromformerForMaskedLM", "NystromformerForPreTraining"])
+def test_accumulated_batches_count_as_one(tmp_path, cls):
+    """transformers' own class adds gradients up: four accumulated batches count fourfold."""
+    ids, norms = words(4, 40), []
+    labels = ids.masked_fill(torch.arange(40) % 7 > 0, -100)
+    rows = Rows(input_ids=ids, labels=labels)
+    if cls.endswith("PreTraining"):
+        rows.columns["sentence_order_label"] = torch.tensor([0, 1, 1, 0])
+    for batch in (4, 1):
+        args = transformers.TrainingArguments(
+            tmp_path,
+            max_steps=1,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=4 // batch,
+            logging_steps=1,
+            report_to=[],
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+        )
+        torch.manual_seed(1)
+        model = ours(getattr(hf, cls), hidden_dropout_prob=0.0)
+        trainer = transformers.Trainer(model, args, train_dataset=rows)
+        trainer.train()
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
 AUTO = {
     "AutoModel": "NystromformerModel",
     "AutoModelForMaskedLM": "NystromformerForMaskedLM",

@@ -6,6 +6,7 @@ import nystromer.hf as hf
 from cases import assert_close
 from families import TEXT, build
 from nystromer.hf import nystromize, resize_positions
+from nystromer.hf.positions import num_positions
 
 CONFIGS = {
     "bert": transformers.BertConfig(**TEXT, max_position_embeddings=40),
@@ -48,6 +49,16 @@ def test_a_converted_model_refuses_tokens_beyond_its_positions(tmp_path):
 def test_resize_positions_goes_with_nystromize():
     model = nystromize(resize_positions(build("bert")[0], 1000), 8)
     assert model(torch.randint(5, 99, (1, 1000)))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
+def test_num_positions_is_what_a_model_can_read(name):
+    model = build(name)[0].eval()
+    count = num_positions(model)
+    with torch.no_grad():
+        model(torch.full((1, count), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, count + 1), 5))
 
 
 def test_resize_positions_refuses_models_without_a_table():

@@ -30,12 +30,9 @@ def test_read_text_takes_the_text_field_of_json_lines(tmp_path):
     ("name", "content", "message"),
     [
         ("none.txt", None, r"none.txt cannot be read: No such file or directory\.$"),
-        ("a.txt", b"\xff\xfe", "a.txt must hold UTF-8 text, got UnicodeDecodeError"),
-        ("a.txt.xz", b"plain", "a.txt.xz must hold UTF-8 text, got LZMAError"),
-        ("a.txt.gz", b"plain", "a.txt.gz must hold UTF-8 text, got BadGzipFile"),
-        ("a.jsonl", b'{"txt": 1}', """a.jsonl must hold lines of JSON with "text", got KeyError"""),
-        ("a.jsonl", b"[1]", """must hold lines of JSON with "text", got TypeError"""),
-        ("a.jsonl", b"text", """must hold lines of JSON with "text", got JSONDecodeError"""),
+        ("a.txt", b"\xff\xfe", "a.txt, line 1: not UTF-8 text"),
+        ("a.jsonl", b'{"txt": 1}', "a.jsonl has no column 'text'; it has 'txt'"),
+        ("a.jsonl", b'{"text": 1}', r"The column 'text' must hold text, got 1 \(int\)"),
     ],
 )
 def test_read_text_refuses(tmp_path, name, content, message):

@@ -14,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from nystromer.bench import METHODS, Row, sweep, write_csv
+from nystromer.cli import training
+from nystromer.cli.lra import app as lra_app
+from nystromer.cli.pretraining import pretrain
 
 if TYPE_CHECKING:
     from nystromer.hf.calibrate import Calibration
@@ -24,6 +27,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(pretrain)
+app.command()(training.train)
+app.command()(training.predict)
+app.add_typer(lra_app)
 
 
 @app.command()

@@ -148,10 +148,11 @@ class NystromAttention(nn.Module):
         """Q, K, V, each [B, H, P, D], and the mask, [B, P]."""
         check_mask("mask", mask, (x.shape[0], x.shape[1]), x.device)
         left = -x.shape[1] % self.num_landmarks if self.mode == "legacy" else 0
-        if left:
-            x = F.pad(x, (0, 0, left, 0))
+        qkv = self.to_qkv(x)
+        if left:  # zeros before the projection are zeros after it: it has no bias
+            qkv = torch.cat([qkv.new_zeros(len(qkv), left, qkv.shape[2]), qkv], 1)
             mask = mask if mask is None else F.pad(mask, (left, 0), value=False)
-        q, k, v = self.to_qkv(x).chunk(3, dim=-1)
+        q, k, v = qkv.chunk(3, dim=-1)
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         if mask is not None:
             q, k, v = (t.masked_fill(~mask[:, None, :, None], 0.0) for t in (q, k, v))

@@ -54,6 +54,15 @@ def resize_positions(model: PreTrainedModel, num_positions: int) -> PreTrainedMo
     return model
 
 
+def num_positions(model: nn.Module) -> int | None:
+    """Tokens that the model can read, None if it has not one table of learnt positions."""
+    found: list[Any] = list(_with_table(model))
+    if len(found) != 1:
+        return None
+    table = found[0].position_embeddings
+    return table.num_embeddings - _first_position(found[0], table)
+
+
 def refuse_longer_inputs(model: PreTrainedModel) -> None:
     """From now on more tokens than positions are an error that says so, before torch's."""
     base = model.base_model
@@ -64,10 +73,8 @@ def refuse_longer_inputs(model: PreTrainedModel) -> None:
 def _check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     tokens = args[0] if args else kwargs.get("input_ids")
     tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
-    embeddings: Any = _with_table(model)[0]
-    table = embeddings.position_embeddings
-    positions = table.num_embeddings - _first_position(embeddings, table)
-    if tokens is not None and tokens.shape[1] > positions:
+    positions = num_positions(model)
+    if tokens is not None and positions is not None and tokens.shape[1] > positions:
         raise ValueError(
             f"The model has {positions} positions, got {tokens.shape[1]} tokens; truncate them, or "
             f"call nystromer.hf.resize_positions(model, {tokens.shape[1]})."

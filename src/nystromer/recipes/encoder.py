@@ -55,7 +55,7 @@ def convert_encoder(
         ValueError: If the model or the plan cannot be read, the output exists, or as `nystromize`.
     """
     check_new(output)
-    chosen = None if plan is None else Plan.from_json(read_text(plan))
+    chosen = None if plan is None else read_plan(plan)
     model, tokenizer = load_encoder(name)
     nystromize(model, num_landmarks, plan=chosen).save_pretrained(output)
     tokenizer.save_pretrained(output)
@@ -97,7 +97,7 @@ def distill_encoder(
     if not files:
         raise ValueError("A distillation needs text to learn from, got none; pass --text FILE.")
     texts = [read_text(path) for path in files]
-    chosen = None if plan is None else Plan.from_json(read_text(plan))
+    chosen = None if plan is None else read_plan(plan)
     model, tokenizer = load_encoder(name)
     wanted = settings.steps * settings.batch_size + HELD_OUT
     ids = passages(tokenizer, texts, wanted, length=passage_length(model))
@@ -134,6 +134,17 @@ def load_encoder(name: str) -> tuple[PreTrainedModel, Any]:
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0].rstrip(". ")
         raise ValueError(f"No model and tokenizer can be loaded from {name}: {first}.") from error
+
+
+def read_plan(path: Path) -> Plan:
+    """
+    Raises:
+        ValueError: If it cannot be read, or as `Plan.from_json`.
+    """
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"The plan {path} cannot be read: {error.strerror}.") from error
 
 
 def passage_length(model: PreTrainedModel) -> int:

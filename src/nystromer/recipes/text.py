@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import lzma
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,27 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-OPENERS: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
+from nystromer.recipes.rows import read_rows, text_of
+
 CHARACTERS = 8  # of a token, more than they have: text beyond that is not read
 
 
 def read_text(path: Path) -> str:
-    """A text file, or a .jsonl file's "text" fields; also compressed as .xz or .gz.
+    """The lines of a text file, or the column "text" of a .jsonl, .csv, .tsv or .parquet file.
 
     Raises:
-        ValueError: If it cannot be read, is not UTF-8, or a line of a .jsonl file has no "text".
+        ValueError: As `read_rows`, or if the column holds anything but text.
     """
-    path = Path(path)
-    try:
-        with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-            if ".jsonl" not in path.suffixes:
-                return file.read()
-            return "\n".join(json.loads(line)["text"] for line in file)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise ValueError(f"The text file {path} cannot be read: {error.strerror}.") from error
-    except (OSError, ValueError, KeyError, TypeError, lzma.LZMAError) as error:
-        wanted = 'lines of JSON with "text"' if ".jsonl" in path.suffixes else "UTF-8 text"
-        raise ValueError(f"The text file {path} must hold {wanted}, got {error!r}.") from error
+    return "\n".join(text_of(row, "text") for row in read_rows(path, ["text"]))
 
 
 def standard_text() -> str:

@@ -11,7 +11,7 @@ from nystromer.recipes.demo.data import stdlib_task
 from nystromer.recipes.demo.model import ExactAttention
 from nystromer.recipes.demo.sample import shaded_source
 from nystromer.recipes.demo.settings import Settings
-from nystromer.recipes.demo.twins import train_twin, training_step_peak_bytes, twin_models
+from nystromer.recipes.demo.twins import train_twin, twin_models
 
 TINY = Settings(
     length=128,
@@ -80,15 +80,6 @@ def test_train_twin_sees_the_same_batches(task):
         assert 0 < twin.seconds_per_step < twin.seconds
     assert len(seen["exact"]) == 6
     assert all(map(torch.equal, seen["exact"], seen["nystrom"]))
-
-
-def test_training_step_peak_bytes_grows_with_the_batch(task):
-    model = twin_models(3, TINY, seed=0)["nystrom"]
-    small, large = (
-        training_step_peak_bytes(model, task, dataclasses.replace(TINY, batch_size=size))
-        for size in (2, 8)
-    )
-    assert 3 < large / small < 5
 
 
 def test_settings_refuse_no_epochs():

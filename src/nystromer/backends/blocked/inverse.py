@@ -12,6 +12,8 @@ steps are eq. 14, and the last CHAIN are the chain. Measured in docs/log.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,12 +41,14 @@ def apply_inverse(matrix: Tensor, norm: Tensor, x: Tensor, iterations: int) -> T
     """Z_n x. matrix: A, [B, H, M, M]; norm: c, [B, H, 1, 1]; x: [B, H, M, Dv]."""
     shape = x.shape
     matrix, norm, x = (y.flatten(0, 1) for y in (matrix, norm, x))
-    z = matrix.mT / norm
+    z, other, y, *memory = matrix.new_empty(6, *matrix.shape)  # fresh pages cost as much as sums
+    torch.div(matrix.mT, norm, out=z)
     for _ in range(_newton_steps(iterations)):
-        z = _Step(matrix, z).next()
-    chain = [matrix @ z]
-    for _ in range(iterations - _newton_steps(iterations) - 1):
-        chain.append(_next(chain[-1]))
+        z, other = _Step(matrix, z, memory).next(other), z
+    memory.append(other)
+    chain = [torch.bmm(matrix, z, out=memory[0])]
+    for out in memory[1 : iterations - _newton_steps(iterations)]:
+        chain.append(_next(chain[-1], y, out))
     for t in reversed(chain):
         x = _apply_polynomial(t, x)[0]
     return (z @ x).view(shape)
@@ -62,8 +66,8 @@ def apply_inverse_backward(
     matrix, norm, x, grad = (y.flatten(0, 1) for y in (matrix, norm, x, grad))
     steps, z = [], matrix.mT / norm
     for _ in range(iterations - 1):
-        steps.append(_Step(matrix, z))
-        z = steps[-1].next()
+        steps.append(_Step(matrix, z, [torch.empty_like(matrix) for _ in range(3)]))
+        z = steps[-1].next(torch.empty_like(matrix))
     w = matrix @ z
     x, inner = _apply_polynomial(w, x)
 
@@ -79,34 +83,35 @@ def apply_inverse_backward(
 
 
 class _Step:
-    """Eq. 14: W = A Z, P_1 = 7 I - W, P_2 = 15 I - W P_1, P_3 = 1/4 (13 I - W P_2), Z' = Z P_3."""
+    """Eq. 14: W = A Z, P = 15 I - 7 W + W², Q = 1/4 (13 I - W P), Z' = Z Q."""
 
-    def __init__(self, matrix: Tensor, z: Tensor) -> None:
+    def __init__(self, matrix: Tensor, z: Tensor, memory: Sequence[Tensor]) -> None:
         self.matrix, self.z = matrix, z
-        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        self.w = matrix @ z
-        self.p_1 = 7 * identity - self.w
-        self.p_2 = torch.baddbmm(15 * identity, self.w, self.p_1, alpha=-1)
-        self.p_3 = torch.baddbmm(3.25 * identity, self.w, self.p_2, alpha=-0.25)
+        self.w, self.p, self.q = memory
+        torch.bmm(matrix, z, out=self.w)
+        torch.baddbmm(self.w, self.w, self.w, beta=-7, out=self.p)
+        self.p.diagonal(dim1=1, dim2=2).add_(15)
+        torch.baddbmm(self.w, self.w, self.p, beta=0, alpha=-0.25, out=self.q)
+        self.q.diagonal(dim1=1, dim2=2).add_(3.25)
 
-    def next(self) -> Tensor:
-        return self.z @ self.p_3
+    def next(self, out: Tensor) -> Tensor:
+        return torch.bmm(self.z, self.q, out=out)
 
     def backward(self, grad: Tensor, grad_matrix: Tensor) -> Tensor:
         """Gradient of Z from that of Z'; adds to that of A. The lines above, last to first."""
-        grad_p_3 = self.z.mT @ grad
-        grad_p_2 = (self.w.mT @ grad_p_3).mul_(-0.25)
-        grad_w = self.w.mT @ grad_p_2
-        grad_w.baddbmm_(grad_p_3, self.p_2.mT, alpha=-0.25)
-        grad_w.baddbmm_(grad_p_2, self.p_1.mT, alpha=-1)
+        grad_q = self.z.mT @ grad
+        grad_p = (self.w.mT @ grad_q).mul_(-0.25)
+        grad_w = torch.baddbmm(grad_p, self.w.mT, grad_p, beta=-7)
+        grad_w.baddbmm_(grad_p, self.w.mT)
+        grad_w.baddbmm_(grad_q, self.p.mT, alpha=-0.25)
         grad_matrix.baddbmm_(grad_w, self.z.mT)
-        return (grad @ self.p_3.mT).baddbmm_(self.matrix.mT, grad_w)
+        return (grad @ self.q.mT).baddbmm_(self.matrix.mT, grad_w)
 
 
-def _next(t: Tensor) -> Tensor:
+def _next(t: Tensor, y: Tensor, out: Tensor) -> Tensor:
     """T' = T p(T) = 1/4 (13 T - 2.75 T² - Y²), with Y = T² - 3.5 T; T symmetric."""
-    square = t @ t
-    y = torch.sub(square, t, alpha=3.5)
+    square = torch.bmm(t, t, out=out)
+    torch.sub(square, t, alpha=3.5, out=y)
     return square.mul_(-0.6875).add_(t, alpha=3.25).baddbmm_(y, y, alpha=-0.25)
 
 

@@ -21,6 +21,7 @@ from nystromer.precision import accumulation_dtype
 from nystromer.registration import empty_as, make_differentiable, new_gradients, operation
 
 ROWS_A_THREAD = 2048  # tokens times heads of a block: half a megabyte a table stays in cache
+ROWS_OF_BFLOAT16 = 4096
 ROWS_ELSEWHERE = 1 << 18
 
 
@@ -295,7 +296,8 @@ make_differentiable("blocked")
 
 
 def _workspace(query: Tensor) -> Workspace:
-    rows = ROWS_A_THREAD * torch.get_num_threads()
+    rows = ROWS_OF_BFLOAT16 if query.dtype == torch.bfloat16 else ROWS_A_THREAD
+    rows *= torch.get_num_threads()
     if query.device.type != "cpu":
         rows = ROWS_ELSEWHERE
     block = max(64, rows // max(1, query.shape[1]) // 64 * 64)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import json
-import os
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +16,6 @@ from transformers import (
     EvalPrediction,
     ProgressCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     default_data_collator,
 )
@@ -30,6 +24,8 @@ from nystromer.modules import NystromAttention
 from nystromer.recipes.demo.data import Task, Window
 from nystromer.recipes.demo.model import Classifier, ExactAttention
 from nystromer.recipes.demo.settings import Settings
+from nystromer.recipes.measure import StopWatch, step_peak_bytes
+from nystromer.recipes.trainer import Progress
 
 
 @dataclass(frozen=True)
@@ -66,14 +62,16 @@ def twin_models(num_classes: int, settings: Settings, seed: int) -> dict[str, Cl
 
 def train_twin(name: str, model: Classifier, task: Task, settings: Settings, seed: int) -> Twin:
     """Trains the model in place. The order of the batches depends on the seed alone."""
-    peak_bytes = training_step_peak_bytes(model, task, settings)
+    train = Examples(task, task.train)
+    batch = default_data_collator([train[i] for i in range(settings.batch_size)])
+    peak_bytes = step_peak_bytes(model, batch)
     watch = StopWatch()
     exam = Exam()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
             training_arguments(folder, len(task.train), settings, seed),
-            train_dataset=Examples(task, task.train),
+            train_dataset=train,
             eval_dataset=Examples(task, task.held_out),
             compute_metrics=exam,
             callbacks=[watch],
@@ -149,49 +147,3 @@ class Exam:
             "macro_f1": float(f1_score(labels, self.predictions, average="macro")),
         }
         return self.scores
-
-
-class Progress(ProgressCallback):
-    """The bar alone, without a dictionary printed at every evaluation."""
-
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
-class StopWatch(TrainerCallback):
-    """Seconds of every training step, and accuracy against the seconds spent so far."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.history: list[tuple[float, float]] = []
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.start = time.perf_counter()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.start)
-
-    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        self.history.append((sum(self.seconds), kwargs["metrics"]["eval_accuracy"]))
-
-
-def training_step_peak_bytes(model: Classifier, task: Task, settings: Settings) -> int:
-    """The most memory that tensors hold at one time in a forward and backward, beyond the model.
-
-    Counted by torch's profiler, allocation by allocation: unlike the memory of the process it does
-    not depend on what ran before.
-    """
-    examples = Examples(task, task.train)
-    batch = default_data_collator([examples[i] for i in range(settings.batch_size)])
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler announces itself
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    model = copy.deepcopy(model)
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        model(**batch)["loss"].backward()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    changes = [e["args"] for e in events if e.get("name") == "[memory]"]
-    before = changes[0]["Total Allocated"] - changes[0]["Bytes"]
-    return max(change["Total Allocated"] for change in changes) - before

@@ -1,0 +1,286 @@
+"""Every task of the Long Range Arena with several attentions, for a part of the schedule.
+
+    python benchmarks/lra.py run FOLDER [--tasks listops,image] [--attentions nystrom,exact]
+                                        [--seeds 0,1] [--data-dir DIR] [--cache DIR] [--quick]
+    python benchmarks/lra.py gather FOLDER [--output FILE]
+
+`run` trains what is not yet trained, one after the other, each by the command `nystromer lra` in a
+folder of its own. Stopped, it goes on when given again; given twice at a time, the two share the
+work. All attentions of a task get the same steps, batches, rate and rows (PLAN). `gather` writes
+the metrics of all finished runs to results/lra.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fcntl
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+import common
+from nystromer import plots
+
+Rows = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a task gets; the rate was chosen on validation rows, the same for all attentions."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    eval_rows: int
+    looks: int = 4
+    rows: int | None = None  # of a generated set; no more are made
+
+
+PLAN = {
+    "listops": Budget(600, 32, 2e-3, 1000),
+    "image": Budget(600, 32, 2e-3, 1000),
+    "text": Budget(500, 32, 2e-3, 1000),
+    "pathfinder": Budget(500, 32, 2e-3, 1000, looks=2, rows=20_000),
+    "imdb-same-movie": Budget(150, 32, 2e-3, 1000, looks=2),
+}
+QUICK = Budget(2, 2, 1e-3, 4, looks=1, rows=20)
+ATTENTIONS = ("nystrom", "exact", "linformer", "linear", "none")
+GENERATED = ("listops", "pathfinder")
+GUESS = {"listops": 17.1, "image": 10.0}  # %, of the commonest class; in the others 50
+COLUMNS = (
+    "task", "attention", "seed", "source", "steps", "schedule", "batch_size", "learning_rate",
+    "num_landmarks", "train_rows", "test_rows", "validation_accuracy", "accuracy", "ms_per_step",
+    "tokens_per_second", "peak_mib", "parameters", "data", "device", "torch",
+)  # fmt: skip
+
+NAMES = {
+    "listops": "ListOps", "text": "Text", "retrieval": "Retrieval",
+    "imdb-same-movie": "imdb-same-movie", "image": "Image", "pathfinder": "Pathfinder",
+}  # fmt: skip
+PUBLISHED = ("listops", "text", "retrieval", "image", "pathfinder")
+PAPER = {  # Xiong et al. 2021, Table 3
+    "nystrom": (37.15, 65.52, 79.56, 41.58, 70.94),
+    "exact": (37.10, 65.02, 79.35, 38.20, 74.16),
+    "linformer": (37.25, 55.91, 79.37, 37.84, 67.60),
+    "performer": (18.80, 63.81, 78.62, 37.07, 69.87),
+    "reformer": (19.05, 64.88, 78.64, 43.29, 69.36),
+}
+REPEAT = {  # Chen et al. 2021 (Skyformer), Table 1: M = 128, no convolution, mean of three runs
+    "nystrom": (38.51, 64.83, 80.52, 41.30, 69.48),
+    "exact": (38.37, 61.95, 80.69, 40.57, 65.26),
+    "linformer": (37.45, 58.93, 78.19, 37.96, 60.93),
+    "performer": (38.02, 64.19, 80.04, 41.43, 66.30),
+    "reformer": (37.68, 62.93, 78.99, 48.87, 66.49),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["run", "gather"])
+    parser.add_argument("folder", type=Path)
+    for name, known in (("tasks", PLAN), ("attentions", ATTENTIONS)):
+        parser.add_argument(f"--{name}", type=lambda x: x.split(","), default=list(known))
+    parser.add_argument("--seeds", type=lambda x: list(map(int, x.split(","))), default=[0])
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--quick", action="store_true", help="two steps, to see that it runs")
+    parser.add_argument("--output", type=Path, default=common.RESULTS / "lra.csv")
+    arguments = parser.parse_args()
+    if arguments.what == "gather":
+        write(gather(arguments.folder, common.read(arguments.output)), arguments.output)
+        return
+    for seed in arguments.seeds:
+        for task in arguments.tasks:
+            for attention in arguments.attentions:
+                run(task, attention, seed, arguments)
+
+
+def run(task: str, attention: str, seed: int, arguments: argparse.Namespace) -> None:
+    """Trains it unless it is trained or another process does."""
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    output = arguments.folder / f"{task}-{attention}-{seed}"
+    with locked(output.with_suffix(".lock")) as mine:
+        if mine and not (output / "metrics.json").exists():
+            words = command(task, attention, seed, output, arguments)
+            print(*words[3:], flush=True)
+            subprocess.run(words, check=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Whether nobody else holds the lock; it ends with the process, however that ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def command(
+    task: str, attention: str, seed: int, output: Path, arguments: argparse.Namespace
+) -> list[str]:
+    budget = QUICK if arguments.quick else PLAN[task]
+    options = {
+        "attention": attention,
+        "seed": seed,
+        "output": output,
+        "steps": budget.steps,
+        "batch-size": budget.batch_size,
+        "learning-rate": budget.learning_rate,
+        "eval-rows": budget.eval_rows,
+        "looks": budget.looks,
+        "rows": budget.rows,
+        "cache": arguments.cache,
+        "data-dir": None if task in GENERATED else arguments.data_dir,
+    }
+    words = [
+        sys.executable,
+        "-c",
+        "from nystromer.cli import main; main()",
+        "lra",
+        task,
+        "--resume",
+    ]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def gather(folder: Path, known: Rows) -> Rows:
+    """The known rows with those of the folder's finished runs in their place or after them."""
+    rows = {key(row): row for row in known}
+    for path in sorted(folder.glob("*/metrics.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found |= {f"{split}_rows": count for split, count in found["rows"].items()}
+        row = {name: text(found[name]) for name in COLUMNS}
+        rows[key(row)] = row
+    return list(rows.values())
+
+
+def key(row: dict[str, str]) -> tuple[str, ...]:
+    return row["task"], row["attention"], row["seed"]
+
+
+def text(value: object) -> str:
+    if value is None:  # the time of a run that was resumed after its last step
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write(rows: Rows, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
+
+
+def lines(rows: Rows) -> list[list[str]]:
+    """Of the table of accuracies: ours, then what others published."""
+    found = []
+    for attention in dict.fromkeys(row["attention"] for row in rows):
+        mine = {
+            task: [row for row in rows if (row["attention"], row["task"]) == (attention, task)]
+            for task in NAMES
+        }
+        means = [percent(x) for x in mine.values() if x]
+        average = f"{statistics.mean(means):.1f}" if len(means) == 5 else ""
+        found.append([attention, "here", *map(accuracy_cell, mine.values()), average])
+    for whose, table in (("paper", PAPER), ("repeat", REPEAT)):
+        for attention, values in table.items():
+            published = dict(zip(PUBLISHED, values, strict=True))
+            cells = [f"{published[task]:.2f}" if task in published else "" for task in NAMES]
+            found.append([attention, whose, *cells, f"{statistics.mean(values):.2f}"])
+    return found
+
+
+def percent(rows: Rows) -> float:
+    return 100 * statistics.mean(float(row["accuracy"]) for row in rows)
+
+
+def accuracy_cell(rows: Rows) -> str:
+    """Mean over seeds, with half the width of the 95 % interval that so few test rows leave."""
+    if not rows:
+        return ""
+    share = percent(rows) / 100
+    margin = 1.96 * math.sqrt(share * (1 - share) / int(rows[0]["test_rows"]))
+    return f"{100 * share:.1f} ± {100 * margin:.1f}"
+
+
+def cost_lines(rows: Rows) -> list[list[str]]:
+    """Time of a step and memory by attention and task, and the saving against exact attention."""
+    found = []
+    for attention in dict.fromkeys(row["attention"] for row in rows):
+        line = [attention]
+        for task in NAMES:
+            mine, exact = (of(rows, name, task) for name in (attention, "exact"))
+            line.append(cost_cell(mine, exact) if mine else "")
+        found.append(line)
+    return found
+
+
+def of(rows: Rows, attention: str, task: str) -> Rows:
+    return [row for row in rows if (row["attention"], row["task"]) == (attention, task)]
+
+
+def cost_cell(rows: Rows, exact: Rows) -> str:
+    ms, memory = (mean(rows, name) for name in ("ms_per_step", "peak_mib"))
+    saving = f" ({mean(exact, 'ms_per_step') / ms:.1f}×)" if exact else ""
+    return f"{ms:,.0f} ms{saving}, {memory:,.0f} MiB"
+
+
+def mean(rows: Rows, name: str) -> float:
+    found = [float(row[name]) for row in rows if row[name]]
+    return statistics.mean(found) if found else math.nan
+
+
+def budget_lines(rows: Rows) -> list[list[str]]:
+    """What every run of a task got."""
+    found = {}
+    for row in rows:
+        part = f"{100 * float(row['schedule']):.2g} %"
+        counts = [f"{int(row[name]):,}" for name in ("steps", "batch_size")]
+        tested = [f"{int(row[name]):,}" for name in ("train_rows", "test_rows")]
+        cells = [NAMES[row["task"]], *counts, part, row["learning_rate"], *tested]
+        found[row["task"]] = cells
+    return list(found.values())
+
+
+def figure(rows: Rows) -> Figure:
+    """Accuracy against time of a step, a panel a task, the commonest class as a line."""
+    tasks = [task for task in NAMES if any(row["task"] == task for row in rows)]
+    result = Figure(figsize=(3 * max(len(tasks), 1), 3.2), dpi=120, layout="constrained")
+    colours = [plots.BLUE, plots.BLACK, plots.ORANGE, plots.GREEN, plots.GREY, plots.RED]
+    names = list(dict.fromkeys(row["attention"] for row in rows))
+    for i, task in enumerate(tasks):
+        axes = result.add_subplot(1, len(tasks), i + 1)
+        for j, name in enumerate(names):
+            if mine := of(rows, name, task):
+                point = mean(mine, "ms_per_step"), percent(mine)
+                axes.scatter(*point, color=colours[j % len(colours)], zorder=3)
+                axes.annotate(name, point, (4, 4), textcoords="offset points", fontsize=8)
+        axes.axhline(GUESS.get(task, 50.0), color=plots.GREY, ls=":", lw=1)
+        axes.set(title=NAMES[task], xlabel="ms a step", xscale="log")
+        axes.margins(x=0.35, y=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+    if tasks:
+        result.axes[0].set_ylabel("test accuracy, %")
+    return result
+
+
+if __name__ == "__main__":
+    main()

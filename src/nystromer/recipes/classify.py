@@ -1,0 +1,225 @@
+"""`nystromer train`: a classifier of texts or pairs of texts, from rows to metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import EvalPrediction, TrainingArguments
+
+from nystromer.checks import check_positive
+from nystromer.recipes.classifier import load_classifier, new_classifier
+from nystromer.recipes.examples import (
+    Example,
+    by_length,
+    check_labels,
+    collator,
+    encode,
+    label_numbers,
+    length,
+    split_off,
+)
+from nystromer.recipes.presets import check_preset
+from nystromer.recipes.rows import BadLines
+from nystromer.recipes.run import Run
+from nystromer.recipes.tasks import Columns, Source, named_task, own_files
+from nystromer.recipes.trainer import RunTrainer, batch_sizes, training_arguments, updates
+
+NEW: dict[str, dict[str, Any]] = {  # of models from scratch
+    "tiny": {"batch_size": 8, "learning_rate": 1e-3},
+    "bert-small": {"batch_size": 32, "learning_rate": 3e-4},
+    "bert-base": {"batch_size": 32, "learning_rate": 1e-4},
+}
+FINE_TUNING = {"batch_size": 32, "learning_rate": 3e-5}  # the paper's
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a training; None is filled in by `resolved`.
+
+    Args:
+        task: One of `nystromer.recipes.tasks.TASKS`, instead of own files.
+        data_dir: Where its files are; None fetches them from the Hub.
+        train_file, eval_file, test_file: Own files. A tenth of the training rows is held out where
+            there is no eval_file; the test_file is looked at once, at the end.
+        text_column, text_pair_column, label_column: Theirs.
+        preset: Size of a new model; "tiny" if there is no `model` either.
+        model: Folder or Hub name of one to fine-tune.
+        attention: "nystrom" or "exact"; None is nystrom, or what a Nyström model has.
+        tokenizer: bytes, dna, a name or a folder; None is the model's own, bytes for a new one.
+        max_length: Tokens at which a text is cut; None is 2,048, or all that the model can read.
+        num_landmarks: M; None is 64, or what a Nyström model has.
+        epochs, batch_size, learning_rate: None is the paper's for a `model` (AdamW 3e-5, 32 rows an
+            update, 4 epochs), and higher for a new one.
+        token_dropout: Share of the tokens of a training text that [MASK] stands in for, against
+            learning a small file by heart.
+        device_batch: Rows that one process takes at a time; None is all of its share.
+        limit: Rows of every split, for a try.
+    """
+
+    task: str | None = None
+    data_dir: Path | None = None
+    train_file: Path | None = None
+    eval_file: Path | None = None
+    test_file: Path | None = None
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    preset: str | None = None
+    model: str | None = None
+    attention: str | None = None
+    tokenizer: str | None = None
+    max_length: int | None = None
+    num_landmarks: int | None = None
+    epochs: int = 4
+    batch_size: int | None = None
+    device_batch: int | None = None
+    learning_rate: float | None = None
+    token_dropout: float = 0.0
+    seed: int = 0
+    skip_bad_lines: bool = False
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "device_batch", "max_length", "num_landmarks"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+        if not 0 <= self.token_dropout < 1:
+            raise ValueError(
+                f"`token_dropout` must be at least 0 and below 1, got {self.token_dropout}."
+            )
+        if (self.task is None) == (self.train_file is None):
+            got = "both" if self.task else "neither"
+            raise ValueError(f"A training needs a TASK or a --train-file, got {got}; give one.")
+        if self.preset is not None and self.model is not None:
+            raise ValueError("`--preset` is a new model, got a --model too; leave one out.")
+
+    def resolved(self) -> Settings:
+        """With rates and sizes in place of None."""
+        usual: dict[str, Any] = FINE_TUNING
+        if self.model is None:
+            name = check_preset(self.preset or "tiny")
+            usual = {"preset": name, "tokenizer": "bytes", "max_length": 2048, **NEW[name]}
+        return replace(self, **{k: v for k, v in usual.items() if getattr(self, k) is None})
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.text_column, self.label_column, self.text_pair_column)
+
+
+def train_classifier(settings: Settings, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Trains, and leaves model, tokenizer, metrics, curves and the command in the folder.
+
+    Returns:
+        {"rows": {"train": ...}, "dev": {"accuracy": ..., "f1" or "macro_f1": ..., "loss": ...}},
+        and "test" likewise where there is one.
+
+    Raises:
+        ValueError: If an input is bad; nothing is written then.
+    """
+    settings = settings.resolved()
+    run = Run(folder, asdict(settings), resume)
+    if (done := run.finished()) is not None:
+        return done
+    bad_lines = BadLines(settings.skip_bad_lines)
+    source = load_source(settings, bad_lines)
+    labels = label_numbers(source.splits["train"], source.columns.label)
+    for split, rows in source.splits.items():
+        check_labels(rows, source.columns.label, labels, split)
+    names = [source.label_names.get(label, label) for label in labels]
+    load = new_classifier if settings.model is None else load_classifier
+    model, tokenizer = load(settings, names, source.columns)
+    data = {
+        split: encode(tokenizer, rows, source.columns, tokenizer.model_max_length, labels)
+        for split, rows in source.splits.items()
+    }
+    trainer = RunTrainer(
+        model,
+        arguments(settings, folder, len(data["train"])),
+        train_dataset=data["train"],
+        eval_dataset={x: sort(data[x]) for x in data if x.startswith("dev")},
+        data_collator=collator(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=scores,
+        token_dropout=settings.token_dropout,
+        lengths=[length(example) for example in data["train"]],
+    )
+    run.train(trainer)
+    metrics: dict[str, Any] = {
+        "rows": {split: len(examples) for split, examples in data.items()},
+        "cut": sum(length(x) == tokenizer.model_max_length for x in data["train"]),
+        "bad_lines": bad_lines.count,
+    }
+    metrics |= {x: last_scores(trainer, x) for x in data if x.startswith("dev")}
+    if "test" in data:
+        found = trainer.evaluate(sort(data["test"]), metric_key_prefix="test")
+        metrics["test"] = without_prefix(found, "test_")
+    run.finish(trainer, metrics)
+    return metrics
+
+
+def load_source(settings: Settings, bad_lines: BadLines) -> Source:
+    """With a tenth of the training rows held out as "dev" where nothing else is."""
+    if settings.task is not None:
+        source = named_task(settings.task, settings.data_dir, bad_lines)
+    else:
+        files = {"train": settings.train_file, "dev": settings.eval_file}
+        source = own_files({**files, "test": settings.test_file}, settings.columns, bad_lines)
+    splits = dict(source.splits)
+    if not any(split.startswith("dev") for split in splits):
+        splits["train"], splits["dev"] = split_off(
+            splits["train"], source.columns.label, seed=settings.seed
+        )
+    return replace(source, splits={split: rows[: settings.limit] for split, rows in splits.items()})
+
+
+def arguments(settings: Settings, folder: Path, count: int) -> TrainingArguments:
+    sizes = batch_sizes(settings.batch_size or 1, settings.device_batch)
+    steps = updates(count, sizes)
+    logging_steps = max(1, steps // 20)
+    return training_arguments(
+        folder,
+        num_train_epochs=settings.epochs,
+        **sizes,
+        learning_rate=settings.learning_rate,
+        weight_decay=0.01,
+        warmup_steps=0.1,
+        eval_steps=steps,  # an epoch
+        logging_steps=logging_steps,
+        save_steps=5 * logging_steps,  # after a log, so that a resumed run logs the same
+        seed=settings.seed,
+    )
+
+
+def sort(examples: list[Example]) -> Any:
+    return [examples[i] for i in by_length(examples)]
+
+
+def scores(answers: EvalPrediction) -> dict[str, float]:
+    """Accuracy, and F1: of the second of two classes, or the mean of all of more."""
+    found = np.asarray(answers.predictions).argmax(-1)
+    classes = np.asarray(answers.predictions).shape[-1]
+    name, average = ("f1", "binary") if classes == 2 else ("macro_f1", "macro")
+    f1 = f1_score(answers.label_ids, found, average=average, zero_division=0.0)
+    return {"accuracy": float(accuracy_score(answers.label_ids, found)), name: float(f1)}
+
+
+def last_scores(trainer: RunTrainer, split: str) -> dict[str, float]:
+    prefix = f"eval_{split}_"
+    rows = [row for row in trainer.state.log_history if prefix + "loss" in row]
+    return without_prefix(rows[-1], prefix)
+
+
+def without_prefix(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    times = ("runtime", "per_second")
+    return {
+        name.removeprefix(prefix): value
+        for name, value in metrics.items()
+        if name.startswith(prefix) and not name.endswith(times)
+    }

@@ -1,0 +1,74 @@
+"""The original Pathfinder images: curv_contour_length_14 with its folders imgs and metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from nystromer.recipes.lra.pathfinder import SIZE
+from nystromer.recipes.lra.store import Prepared, Split, read_lines
+
+FOLDER = "curv_contour_length_14"
+SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}  # in the order of the metadata
+
+
+def source(data_dir: Path) -> list[Path]:
+    """The metadata files in order.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    for folder in (data_dir, data_dir / FOLDER, data_dir / "pathfinder32" / FOLDER):
+        if found := list((folder / "metadata").glob("*.npy")):
+            return sorted(found, key=lambda path: (len(path.stem), path.stem))
+    raise ValueError(
+        f"`--data-dir` must hold {FOLDER}/metadata/*.npy and imgs, got {data_dir}; without "
+        "--data-dir the images are drawn here."
+    )
+
+
+def read(metadata: Sequence[Path]) -> Prepared:
+    """80, 10 and 10 % of the images. Empty files, which the release has, are left out and counted.
+
+    Raises:
+        ValueError: If an image is missing or damaged, or a label is neither 0 nor 1.
+    """
+    images, labels, empty = [], [], 0
+    for path in metadata:
+        for number, line in enumerate(tqdm(list(read_lines(path)), path.name, leave=False), 1):
+            place = f"{path}, line {number}"
+            words = line.decode("utf-8", "replace").split()
+            if len(words) < 4 or words[3] not in ("0", "1"):
+                raise ValueError(
+                    f"{place} must be folder, file, number and a label 0 or 1, got {line!r}."
+                )
+            image = path.parents[1] / words[0] / words[1]
+            if image.is_file() and not image.stat().st_size:
+                empty += 1
+                continue
+            images.append(pixels(image, place))
+            labels.append(int(words[3]))
+    ends = np.cumsum([0.0, *SHARES.values()]).round(6) * len(labels)
+    splits = {
+        name: Split(images[int(a) : int(b)], labels[int(a) : int(b)])
+        for name, a, b in zip(SHARES, ends[:-1], ends[1:], strict=True)
+    }
+    notes = [f"{empty:,} of {empty + len(labels):,} image files are empty and were left out."]
+    return Prepared(splits, notes if empty else [])
+
+
+def pixels(path: Path, place: str) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            found = np.array(image.convert("L"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{place} names {path}, which is missing.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} must be a whole image, got {error}.") from error
+    if found.shape != (SIZE, SIZE):
+        raise ValueError(f"{path} must have {SIZE} x {SIZE} pixels, got {found.shape}.")
+    return found.ravel()

@@ -1,0 +1,93 @@
+"""Text: does a film review praise? IMDB as bytes, at most 4,096 of them, two classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nystromer.recipes.lra.store import Prepared, Split, fit, from_hub, hold_out
+from nystromer.recipes.rows import read_rows
+
+HUB = "stanfordnlp/imdb"
+LIMIT = 4096
+HELD_OUT = 0.1  # of the training rows, for validation; the benchmark validates on the test rows
+SPLITS = ("train", "test")
+FOLDERS = {"neg": 0, "pos": 1}  # of the original archive
+ENDINGS = (".jsonl.xz", ".jsonl.gz", ".jsonl", ".csv", ".parquet")
+Reviews = list[tuple[str, int]]
+
+
+def source(data_dir: Path) -> list[Path]:
+    """One file for each of train and test (columns text and label), or aclImdb's folders.
+
+    Raises:
+        ValueError: If there are neither.
+    """
+    for folder in (data_dir / "imdb", data_dir):
+        for ending in ENDINGS:
+            files = [folder / f"{split}{ending}" for split in SPLITS]
+            if all(path.is_file() for path in files):
+                return files
+    for folder in (data_dir / "aclImdb", data_dir):
+        if all((folder / split / name).is_dir() for split in SPLITS for name in FOLDERS):
+            return [folder / split for split in SPLITS]
+    raise ValueError(
+        f"`--data-dir` must hold imdb/train.jsonl and test.jsonl (or .csv, .parquet, compressed), "
+        f"or aclImdb, got {data_dir}; without --data-dir they come from the Hub."
+    )
+
+
+def read(paths: Sequence[Path], seed: int = 0) -> Prepared:
+    """The splits from what `source` found; a tenth of the training rows validates.
+
+    Raises:
+        ValueError: If a file cannot be read, lacks a column, or a label is neither 0 nor 1.
+    """
+    train, test = (from_folder(path) if path.is_dir() else from_file(path) for path in paths)
+    return splits(train, test, seed)
+
+
+def download(seed: int = 0) -> Prepared:
+    """The same from the Hub."""
+    found = [from_hub(HUB, split) for split in SPLITS]
+    train, test = (list(zip(rows["text"], rows["label"], strict=True)) for rows in found)
+    return splits(train, test, seed)
+
+
+def from_file(path: Path) -> Reviews:
+    return [
+        (row["text"], checked(row["label"], f"{path}, row {number}"))
+        for number, row in enumerate(read_rows(path, ("text", "label")), 1)
+    ]
+
+
+def checked(label: object, place: str) -> int:
+    if str(label) not in ("0", "1"):
+        raise ValueError(f"{place}: a label must be 0 or 1, got {label!r}.")
+    return int(str(label))
+
+
+def from_folder(folder: Path) -> Reviews:
+    found = [
+        (path.read_text(encoding="utf-8"), label)
+        for name, label in FOLDERS.items()
+        for path in sorted((folder / name).glob("*.txt"))
+    ]
+    if {label for _, label in found} != {0, 1}:
+        raise ValueError(f"{folder} must hold .txt files in neg and pos, got {len(found)}.")
+    return found
+
+
+def splits(train: Reviews, test: Reviews, seed: int) -> Prepared:
+    rest, held = hold_out([label for _, label in train], HELD_OUT, seed)
+    parts = {
+        "train": [train[i] for i in rest],
+        "validation": [train[i] for i in held],
+        "test": test,
+    }
+    made, notes = {}, []
+    for name, reviews in parts.items():
+        documents, cut = fit((text.encode() for text, _ in reviews), LIMIT, f"{name} reviews")
+        made[name] = Split(documents, [label for _, label in reviews])
+        notes += cut
+    return Prepared(made, notes)
