@@ -8,7 +8,7 @@ import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -65,6 +65,15 @@ def read(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def results(name: str) -> list[dict[str, str]]:
+    return read(RESULTS / f"{name}.csv")
+
+
+def markdown(header: list[str], lines: Iterable[list[str]]) -> str:
+    table = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
 
 def fresh_process(function: Callable[..., Any], *arguments: object) -> Any:

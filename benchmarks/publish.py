@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import clustered_tables
 import common
 import growth
 import lra
 import table1
+from common import markdown
+from common import results as rows
 from everyone import DIRECTIONS, ESTIMATE, OTHERS, SAME
 from nystromer import plots
 from nystromer.bench import Row, read_csv
@@ -24,15 +27,6 @@ from nystromer.plots import Panel
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
-
-
-def rows(name: str) -> list[dict[str, str]]:
-    return common.read(common.RESULTS / f"{name}.csv")
-
-
-def markdown(header: list[str], lines: Iterable[list[str]]) -> str:
-    table = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
 
 def cpu_table() -> str:
@@ -290,6 +284,7 @@ TABLES = {
     "calibration": calibration_table,
     "calibration-plans": calibration_plans_table,
     "distillation": distillation_table,
+    **clustered_tables.TABLES,
 }
 
 
