@@ -140,7 +140,24 @@ def scratch_table() -> str:
     return markdown(["attention", "seed", "accuracy", "macro F1"], lines)
 
 
+def speed_table() -> str:
+    """A line a length: exact attention's time to ours, forward, and with the backward."""
+    rows = [r for r in results("clustered_speed") if r["head_dim"] == "64"]
+    rows = [{**r, "what": f"{r['direction']}, {r['dtype']}"} for r in rows]
+    names, lines = crossed(
+        rows,
+        lambda r: (f"{int(r['n']):,}",),
+        "what",
+        lambda r: (
+            f"**{float(r['to_exact']):.1f}×** ({float(r['exact_ms']):,.0f} / "
+            f"{float(r['ours_ms']):,.0f} ms)"
+        ),
+    )
+    return markdown(["N", *names], lines)
+
+
 TABLES = {
+    "clustered-speed": speed_table,
     "clustered-quality": quality_table,
     "clustered-errors": errors_table,
     "clustered-ragged": ragged_table,

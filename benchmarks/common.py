@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import multiprocessing
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -52,11 +55,8 @@ def complete(
     todo = [case for case in cases if fresh or _key(case) not in rows]
     for case in track(todo, "measuring", console=Console(stderr=True)):
         row = {**asdict(case), **measure(case), **MACHINE}
-        rows[_key(case)] = {name: _text(value) for name, value in row.items()}
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, row)
-            writer.writeheader()
-            writer.writerows(rows.values())
+        rows[_key(case)] = {name: text(value) for name, value in row.items()}
+        write(list(rows.values()), path)
     return list(rows.values())
 
 
@@ -74,6 +74,28 @@ def results(name: str) -> list[dict[str, str]]:
 def markdown(header: list[str], lines: Iterable[list[str]]) -> str:
     table = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in table)
+
+
+def write(rows: Sequence[Mapping[str, object]], path: Path) -> None:
+    """Whole or not at all, with the columns of the last row."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[-1])
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Whether nobody else holds the lock; it ends with the process, however that ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
@@ -106,10 +128,11 @@ def median_ratio(rounds: list[list[float]], i: int, j: int) -> float:
 
 
 def _key(case: Any) -> tuple[str, ...]:
-    return tuple(_text(value) for value in asdict(case).values())
+    return tuple(text(value) for value in asdict(case).values())
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """As it stands in a row."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -13,16 +13,11 @@ the metrics of all finished runs to results/lra.csv.
 from __future__ import annotations
 
 import argparse
-import csv
-import fcntl
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +92,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=common.RESULTS / "lra.csv")
     arguments = parser.parse_args()
     if arguments.what == "gather":
-        write(gather(arguments.folder, common.read(arguments.output)), arguments.output)
+        common.write(gather(arguments.folder, common.read(arguments.output)), arguments.output)
         return
     for seed in arguments.seeds:
         for task in arguments.tasks:
@@ -109,23 +104,11 @@ def run(task: str, attention: str, seed: int, arguments: argparse.Namespace) -> 
     """Trains it unless it is trained or another process does."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
     output = arguments.folder / f"{task}-{attention}-{seed}"
-    with locked(output.with_suffix(".lock")) as mine:
+    with common.locked(output.with_suffix(".lock")) as mine:
         if mine and not (output / "metrics.json").exists():
             words = command(task, attention, seed, output, arguments)
             print(*words[3:], flush=True)
             subprocess.run(words, check=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Whether nobody else holds the lock; it ends with the process, however that ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def command(
@@ -165,28 +148,13 @@ def gather(folder: Path, known: Rows) -> Rows:
     for path in sorted(folder.glob("*/metrics.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         found |= {f"{split}_rows": count for split, count in found["rows"].items()}
-        row = {name: text(found[name]) for name in COLUMNS}
+        row = {name: common.text(found[name]) for name in COLUMNS}
         rows[key(row)] = row
     return list(rows.values())
 
 
 def key(row: dict[str, str]) -> tuple[str, ...]:
     return row["task"], row["attention"], row["seed"]
-
-
-def text(value: object) -> str:
-    if value is None:  # the time of a run that was resumed after its last step
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def write(rows: Rows, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def lines(rows: Rows) -> list[list[str]]:

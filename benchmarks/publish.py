@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import clustered_tables
+import clustered_tradeoff
 import common
 import growth
 import lra
+import recipes
 import table1
 from common import markdown
 from common import results as rows
@@ -261,6 +263,11 @@ def lra_table(header: list[str], lines: Callable[[lra.Rows], list[list[str]]]) -
     return markdown(header, lines(rows("lra")))
 
 
+def recipes_table() -> str:
+    header = ["task", "metric", "training rows", "rows", "Nyström", "exact twin", "difference"]
+    return markdown(header, recipes.lines(rows("recipes")))
+
+
 LRA_TASKS = list(lra.NAMES.values())
 TABLES = {
     "lra": partial(lra_table, ["attention", "", *LRA_TASKS, "average"], lra.lines),
@@ -270,6 +277,7 @@ TABLES = {
         ["task", "steps", "batch", "of the schedule", "rate", "rows", "tested on"],
         lra.budget_lines,
     ),
+    "recipes": recipes_table,
     "cpu": cpu_table,
     "differences": differences_table,
     "hf_embeddings": hf_embeddings_table,
@@ -294,6 +302,9 @@ def main() -> None:
     panels = [with_exponents(panel) for panel in growth_panels()]
     plots.lengths_figure(panels).savefig(figures / "growth.png")
     plots.lengths_figure(everyone_panels(), share_y=True).savefig(figures / "everyone.png")
+    clustered_tradeoff.figure(rows("clustered_tradeoff")).savefig(
+        figures / "clustered_tradeoff.png"
+    )
     if rows("lra"):
         lra.figure(rows("lra")).savefig(figures / "lra.png")
     for page in PAGES:

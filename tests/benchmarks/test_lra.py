@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import common
 import lra
 import lra_data
 import publish
@@ -31,7 +32,7 @@ def test_run_trains_what_is_missing_and_gather_keeps_other_rows(tmp_path, monkey
     words += ["--tasks", "listops", "--attentions", "none"]
     monkeypatch.setattr(sys, "argv", words)
     (tmp_path / "runs").mkdir()
-    with lra.locked(tmp_path / "runs" / "listops-none-0.lock") as mine:
+    with common.locked(tmp_path / "runs" / "listops-none-0.lock") as mine:
         assert mine
         lra.main()  # another process, as far as the lock can tell
     assert not (tmp_path / "runs" / "listops-none-0").exists()
@@ -41,7 +42,7 @@ def test_run_trains_what_is_missing_and_gather_keeps_other_rows(tmp_path, monkey
     assert "lra listops" not in capfd.readouterr().out
     output = tmp_path / "lra.csv"
     old = dict.fromkeys(lra.COLUMNS, "1") | {"task": "text", "attention": "exact"}
-    lra.write([old], output)
+    common.write([old], output)
     monkeypatch.setattr(
         sys, "argv", ["", "gather", str(tmp_path / "runs"), "--output", str(output)]
     )

@@ -88,3 +88,9 @@ def test_clustered_speed_checks_and_measures(tmp_path):
     for row in rows:
         assert 0 < float(row["error"]) < 1e-5
         assert min(float(row[name]) for name in ("to_exact", "to_nystrom", "ours_ms")) > 0
+
+
+def test_clustered_tradeoff_measures_error_and_time(tmp_path):
+    nystrom, clustered = run("clustered_tradeoff", tmp_path / "clustered_tradeoff.csv")
+    assert float(nystrom["cosine"]) < float(clustered["cosine"]) < 1
+    assert float(clustered["to_exact"]) > 0

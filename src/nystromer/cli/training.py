@@ -61,8 +61,9 @@ def train(
         float | None, typer.Option(help="Default: 3e-5, higher for a new model.")
     ] = None,
     token_dropout: Annotated[
-        float, typer.Option(help="Share of a training text's tokens to mask; for small files.")
-    ] = 0.0,
+        float | None,
+        typer.Option(help="Share of a training text's tokens to mask; default: 0.15 for tiny."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, dropout and order.")] = 0,
     skip_bad_lines: Annotated[
         bool, typer.Option("--skip-bad-lines", help="Count lines that cannot be read, go on.")
