@@ -27,9 +27,10 @@ import common
 from distillation import TRAINED_ON
 from huggingface import DATA, minilm
 from nystromer import NystromAttention, clustered_attention
+from nystromer.backends.eager import convolution
 from nystromer.hf.attention import register
+from nystromer.hf.fidelity import last_hidden, measure
 from nystromer.hf.masks import key_mask
-from nystromer.hf.survey import last_hidden, measure
 from nystromer.recipes.demo.data import Task, stdlib_task
 from nystromer.recipes.demo.model import Classifier, ExactAttention
 from nystromer.recipes.demo.settings import Settings as Sizes
@@ -124,9 +125,7 @@ class ClusteredAttention(NystromAttention):
         q, k, v = (self._heads(proj, x) for proj in (self.q_proj, self.k_proj, self.v_proj))
         names = ("num_query_clusters", "num_key_clusters", "num_exact_keys")
         output = clustered_attention(q, k, v, **dict(zip(names, BUDGET, strict=True)))
-        taps = self.conv_weight[:, None, :, None]  # [H, 1, K, 1]
-        padding = (taps.shape[2] // 2, 0)
-        output = output + nn.functional.conv2d(v, taps, padding=padding, groups=self.num_heads)
+        output = output + convolution(v, self.conv_weight)
         return self.dropout(self.out_proj(output.transpose(1, 2).flatten(2)))
 
 
