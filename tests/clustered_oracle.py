@@ -46,14 +46,12 @@ def clusters(x, count):
 
 def attention_row(q, q_tilde, k, key_clusters, exact_keys):
     """The weights of all keys for one query (already times the scale) of one cluster."""
-    scores = k @ q_tilde
-    exact = set(np.argsort(-scores)[:exact_keys].tolist())
-    logits = np.zeros(len(k))
+    logits = np.empty(len(k))
     for cluster in key_clusters:
         k_tilde = k[cluster].mean(0)
-        for i in cluster:
-            far = q_tilde @ k[i] + q @ k_tilde - q_tilde @ k_tilde
-            logits[i] = q @ k[i] if i in exact else far
+        logits[cluster] = k[cluster] @ q_tilde + q @ k_tilde - q_tilde @ k_tilde
+    exact = np.argsort(-(k @ q_tilde))[:exact_keys]
+    logits[exact] = k[exact] @ q
     return softmax(logits)
 
 
