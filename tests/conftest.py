@@ -6,6 +6,7 @@ import torch
 
 torch.set_num_threads(1)  # the cases are small: threads would wait for one another
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is defined
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is not there is not asked for again
 
 
 def _patch_once():
