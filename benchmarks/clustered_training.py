@@ -155,7 +155,7 @@ def scratch(case: Scratch) -> dict[str, Any]:
 
 PARTS: dict[str, tuple[list[Any], Any]] = {
     "distillation": ([Distilled(rate, 40) for rate in (0.0, 2e-5)], distilled),
-    "scratch": ([Scratch(name, seed) for seed in (0,) for name in ATTENTIONS], scratch),
+    "scratch": ([Scratch(name, seed) for seed in (0, 1, 2) for name in ATTENTIONS], scratch),
 }
 
 
