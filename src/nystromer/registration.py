@@ -48,12 +48,6 @@ def make_differentiable(kind: str) -> None:
         landmarks = (q_tilde, k_tilde) if ctx.landmarks_given else (None, None)
         return query, key, value, None, None, taps, *landmarks, None, None, None, None, None
 
-    def second(ctx: Any, *unused: Any) -> None:
-        raise NotImplementedError(
-            f"backend={kind!r} has no second derivative, got a backward through its gradients; use "
-            "backend='eager'."
-        )
-
     def shapes(  # of the backward's results, for torch.compile
         grad_output: Tensor,
         query: Tensor,
@@ -69,6 +63,18 @@ def make_differentiable(kind: str) -> None:
 
     torch.library.register_fake(backward, shapes)
     torch.library.register_autograd(forward, first, setup_context=setup_context)
+    refuse_second_derivative(backward, kind)
+
+
+def refuse_second_derivative(backward: str, kind: str) -> None:
+    """Makes a backward through the operation `backward` of backend `kind` an error that says so."""
+
+    def second(ctx: Any, *unused: Any) -> None:
+        raise NotImplementedError(
+            f"backend={kind!r} has no second derivative, got a backward through its gradients; use "
+            "backend='eager'."
+        )
+
     torch.library.register_autograd(backward, second)
 
 

@@ -1,30 +1,18 @@
 """What `blocked` promises beyond the numbers: memory, and one node for autograd and compile."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from cases import Case, make_inputs, relative_error
+from memory import growth
 from nystromer import nystrom_attention
 from nystromer.backends.blocked.operation import blocked_forward
 from nystromer.backends.blocked.sequences import Workspace
 
 MEASURE = """
-import resource, sys, torch
 from nystromer import nystrom_attention
 
-torch.set_num_threads(1)
 backward, masked = sys.argv[1] == "backward", sys.argv[2] == "masked"
-
-def peak():  # bytes, since this program began: ru_maxrss may be that of the process before it
-    try:
-        with open("/proc/self/status") as file:
-            return next(int(x.split()[1]) for x in file if x.startswith("VmHWM")) * 1024
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 def run(n):
     q, k, v = (torch.randn(1, 8, n, 64).requires_grad_(backward) for _ in range(3))
@@ -43,20 +31,15 @@ print(run(65536))
 """
 
 
-def growth(*arguments):
-    command = [sys.executable, "-c", MEASURE, *arguments]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
 @pytest.mark.parametrize("masked", ["unmasked", "masked"])
 @pytest.mark.parametrize(("direction", "limit"), [("forward", 2), ("backward", 6)])
 def test_blocked_memory_grows_by_few_input_sized_tensors(direction, limit, masked):
     """N = 65,536, M = 256, 8 heads of 64, float32, convolution; output and gradients count."""
-    assert growth(direction, masked, "blocked") <= limit
+    assert growth(MEASURE, direction, masked, "blocked") <= limit
 
 
 def test_the_memory_measure_sees_the_tables_of_eager():
-    assert growth("forward", "unmasked", "eager") > 6
+    assert growth(MEASURE, "forward", "unmasked", "eager") > 6
 
 
 @pytest.mark.parametrize("masks", [None, "holes"])

@@ -1,11 +1,9 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from cases import assert_close
 from clustered.test_attention import inputs
+from memory import growth
 from nystromer import clustered_attention
 from nystromer.clustered import operation
 from nystromer.clustered.operation import clustered_forward
@@ -66,19 +64,9 @@ def test_blocked_computes_again_what_it_does_not_save():
 
 
 MEASURE = """
-import resource, sys, torch
 from nystromer import clustered_attention
 
-torch.set_num_threads(1)
 backward = sys.argv[1] == "backward"
-
-def peak():  # bytes, since this program began: ru_maxrss may be that of the process before it
-    try:
-        with open("/proc/self/status") as file:
-            return next(int(x.split()[1]) for x in file if x.startswith("VmHWM")) * 1024
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 def run(n):
     q, k, v = (torch.randn(1, 8, n, 64).requires_grad_(backward) for _ in range(3))
@@ -93,17 +81,11 @@ print(run(32768))
 """
 
 
-def growth(*arguments):
-    """Of the peak, in tensors of the size of the queries."""
-    command = [sys.executable, "-c", MEASURE, *arguments]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
 @pytest.mark.parametrize(("direction", "limit"), [("forward", 5), ("backward", 10)])
 def test_blocked_memory_grows_by_few_input_sized_tensors(direction, limit):
     """N = 32,768, 8 heads of 64, float32; the output and the gradients count."""
-    assert growth(direction, "blocked") <= limit
+    assert growth(MEASURE, direction, "blocked") <= limit
 
 
 def test_the_memory_measure_sees_the_tables_of_eager():
-    assert growth("forward", "eager") > 8
+    assert growth(MEASURE, "forward", "eager") > 8

@@ -1,11 +1,32 @@
 """A tiny encoder whose tokenizer knows the words w0 ... w199."""
 
+import sys
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from nystromer import cli
+
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Exit code, stdout and the last line of stderr of `nystromer <words>`."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["nystromer", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err.strip().splitlines()[-1] if shown.err.strip() else ""
+
+    return call
 
 
 @pytest.fixture(scope="session")

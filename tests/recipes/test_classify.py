@@ -19,7 +19,6 @@ from transformers import (
     EvalPrediction,
 )
 
-from nystromer import cli
 from nystromer.hf import NystromformerForMaskedLM, nystromize, plan_of
 from nystromer.recipes.classify import Settings, scores, train_classifier
 from nystromer.recipes.presets import preset
@@ -47,23 +46,6 @@ def files(tmp_path_factory):
     train = write_rows(folder / "train.jsonl", 96)
     dev = write_rows(folder / "dev.jsonl", 32, seed=1)
     return ["--train-file", str(train), "--eval-file", str(dev)]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Exit code, stdout and the last line of stderr of `nystromer <words>`."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["nystromer", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err.strip().splitlines()[-1] if shown.err.strip() else ""
-
-    return call
 
 
 @pytest.fixture(scope="module")

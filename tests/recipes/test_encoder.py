@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from nystromer import cli
 from nystromer.hf import LayerChoice, Plan, nystromize, plan_of
 from nystromer.hf.fidelity import exact_states, fidelity, last_hidden, measure
 from nystromer.recipes import distill as distill_module
@@ -19,23 +17,6 @@ from nystromer.recipes.text import passages, read_text
 
 M = 4
 CHOICE = LayerChoice("", num_landmarks=M)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Exit code, stdout and the last line of stderr of `nystromer <words>`."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["nystromer", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err.strip().splitlines()[-1] if shown.err.strip() else ""
-
-    return call
 
 
 @pytest.fixture

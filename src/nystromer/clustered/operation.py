@@ -12,7 +12,7 @@ from nystromer.clustered.budget import Budget
 from nystromer.clustered.clusters import Clusters, bisected, clusters_of
 from nystromer.clustered.tables import gradients_of, make_tables, output_of
 from nystromer.precision import accumulation_dtype
-from nystromer.registration import empty_as, operation
+from nystromer.registration import empty_as, operation, refuse_second_derivative
 
 ROWS_A_THREAD = 2048  # tokens times heads at a time: tables of a megabyte stay in cache
 
@@ -140,17 +140,10 @@ def _first(ctx: Any, grad_output: Tensor, *unused: Any) -> tuple[Tensor | None, 
     return *run(grad_output, *ctx.saved_tensors, *ctx.settings), *[None] * 5
 
 
-def _second(ctx: Any, *unused: Any) -> None:
-    raise NotImplementedError(
-        "backend='blocked' has no second derivative, got a backward through its gradients; use "
-        "backend='eager'."
-    )
-
-
 torch.library.register_autograd(
     "nystromer::clustered_forward", _first, setup_context=_setup_context
 )
-torch.library.register_autograd("nystromer::clustered_backward", _second)
+refuse_second_derivative("nystromer::clustered_backward", "blocked")
 
 
 def _results(

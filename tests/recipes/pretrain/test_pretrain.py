@@ -1,13 +1,12 @@
+import functools
 import json
 import math
 import re
-import sys
 
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from nystromer import cli
 from nystromer.hf import NystromformerConfig, NystromformerForPreTraining
 from nystromer.recipes.presets import PRESETS
 from nystromer.recipes.pretrain.vocabulary import train_tokenizer
@@ -23,21 +22,10 @@ QUICK = ["--tokenizer", "bytes", "--sequence-length", 64, "--num-landmarks", 8, 
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Exit code, stdout and the last line of stderr of `nystromer pretrain <words>`."""
+def pretrain(run, monkeypatch):
+    """`run` for `nystromer pretrain <words>`, with a smaller tiny."""
     monkeypatch.setitem(PRESETS, "tiny", lambda **x: NystromformerConfig(**{**x, **SMALL}))
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["nystromer", "pretrain", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err.strip().splitlines()[-1] if shown.err.strip() else ""
-
-    return call
+    return functools.partial(run, "pretrain")
 
 
 def metrics_of(folder):
@@ -46,9 +34,9 @@ def metrics_of(folder):
 
 
 @pytest.mark.parametrize("attention", ["nystrom", "exact"])
-def test_pretrain_writes_a_model_that_others_read(run, file, tmp_path, attention):
+def test_pretrain_writes_a_model_that_others_read(pretrain, file, tmp_path, attention):
     output = tmp_path / "out"
-    code, out, error = run(file, *QUICK, "--attention", attention, "--output", output)
+    code, out, error = pretrain(file, *QUICK, "--attention", attention, "--output", output)
     assert code == 0, error
     assert re.search(r"masked words +\d\.\d+ +0\.\d+", out)
     assert re.search(r"sentence order +0\.\d+ +[01]\.\d+", out)
@@ -63,17 +51,17 @@ def test_pretrain_writes_a_model_that_others_read(run, file, tmp_path, attention
     assert (config.exact_attention, config.num_landmarks) == (attention == "exact", 8)
     AutoModelForSequenceClassification.from_pretrained(output)
     assert AutoTokenizer.from_pretrained(output).mask_token == "[MASK]"
-    code, _, error = run(file, *QUICK, "--attention", attention, "--output", output)
+    code, _, error = pretrain(file, *QUICK, "--attention", attention, "--output", output)
     assert (code, "holds a run; add --resume" in error) == (2, True)
 
 
-def test_both_losses_fall(run, tmp_path):
+def test_both_losses_fall(pretrain, tmp_path):
     """Sentences count up, so that their order can be learnt."""
     file, output = tmp_path / "a.txt", tmp_path / "out"
     file.write_text("\n\n".join(f"{'a' * (1 + i % 3)}. b. c. d. e." for i in range(300)))
     words = ["--sequence-length", 32, "--num-landmarks", 8, "--tokenizer", "bytes"]
     rates = ["--held-out", 0.1, "--learning-rate", 1e-2, "--steps", 120, "--batch-size", 16]
-    assert run(file, *words, *rates, "--evaluations", 4, "--output", output)[0] == 0
+    assert pretrain(file, *words, *rates, "--evaluations", 4, "--output", output)[0] == 0
     log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     found = [x for x in log if "eval_loss" in x]
     assert found[-1]["eval_word_loss"] < 0.4 * math.log(260)  # of chance
@@ -81,34 +69,36 @@ def test_both_losses_fall(run, tmp_path):
     assert found[-1]["eval_order_accuracy"] > 0.75
 
 
-def test_a_checkpoint_goes_on_and_is_lengthened(run, file, tmp_path):
+def test_a_checkpoint_goes_on_and_is_lengthened(pretrain, file, tmp_path):
     first, longer, other = (tmp_path / name for name in ("first", "longer", "other"))
     train_tokenizer(lambda: [chr(i) for i in range(0x4E00, 0x4E00 + 300)], 900).save_pretrained(
         other
     )
-    assert run(file, *QUICK, "--output", first)[0] == 0
+    assert pretrain(file, *QUICK, "--output", first)[0] == 0
     words = ["--from", first, "--sequence-length", 128, "--held-out", 0.2, "--batch-size", 4]
-    code, _, error = run(file, *words, "--steps", 1, "--learning-rate", 1e-9, "--output", longer)
+    code, _, error = pretrain(
+        file, *words, "--steps", 1, "--learning-rate", 1e-9, "--output", longer
+    )
     assert code == 0, error
     old, new = (NystromformerForPreTraining.from_pretrained(x) for x in (first, longer))
     assert (new.config.max_position_embeddings, new.config.num_landmarks) == (128, 8)
     table = new.nystromformer.embeddings.position_embeddings.weight
     torch.testing.assert_close(table[2:66], table[66:])  # copied end to end
     torch.testing.assert_close(new.pooler.weight, old.pooler.weight)
-    code, _, error = run(file, *words, "--tokenizer", other, "--output", tmp_path / "not")
+    code, _, error = pretrain(file, *words, "--tokenizer", other, "--output", tmp_path / "not")
     assert code == 2
     assert re.search(r"must have at most the 260 tokens of .*first, got \d+; leave it out", error)
-    code, _, error = run(file, "--from", tmp_path / "none", "--output", tmp_path / "not")
+    code, _, error = pretrain(file, "--from", tmp_path / "none", "--output", tmp_path / "not")
     assert (code, "none" in error) == (2, True)
     assert not (tmp_path / "not").exists()
 
 
-def test_a_stream_trains_too(run, file, tmp_path):
+def test_a_stream_trains_too(pretrain, file, tmp_path):
     folder, output = tmp_path / "data", tmp_path / "out"
     folder.mkdir()
     texts = file.read_text().split("\n\n")
     (folder / "train.jsonl").write_text("".join(json.dumps({"text": x}) + "\n" for x in texts))
-    code, _, error = run("--dataset", folder, *QUICK, "--output", output)
+    code, _, error = pretrain("--dataset", folder, *QUICK, "--output", output)
     assert code == 0, error
     assert metrics_of(output)["train_rows"] == 0
     assert metrics_of(output)["held_out_rows"] > 5
@@ -135,7 +125,7 @@ def test_a_stream_trains_too(run, file, tmp_path):
         ("good.jsonl --output taken", "`--output` must be a new folder, got taken, which holds"),
     ],
 )
-def test_bad_input_is_one_sentence(run, tmp_path, monkeypatch, words, message):
+def test_bad_input_is_one_sentence(pretrain, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("One. Two.")
@@ -146,7 +136,7 @@ def test_bad_input_is_one_sentence(run, tmp_path, monkeypatch, words, message):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     output = [] if "--output" in words else ["--output", "out"]
-    code, _, error = run(*words.split(), *output)
+    code, _, error = pretrain(*words.split(), *output)
     assert code == 2
     assert re.search(message, error)
     assert not (tmp_path / "out").exists()
