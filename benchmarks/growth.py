@@ -1,9 +1,10 @@
 """How the cost of exact and Nyström attention grows with N: the exponent of time and of memory.
 
-    python benchmarks/growth.py [--quick] [--output FILE]
+    python benchmarks/growth.py [--quick] [--fresh] [--output FILE]
 
 One attention of 8 heads of 64, M = 64, every case in a process of its own. Exact attention stops
-where a run would take over 20 seconds. Writes results/growth.csv.
+where a run would take over 20 seconds. Writes results/growth.csv after every case; rows that it has
+are kept, unless --fresh.
 """
 
 from __future__ import annotations
@@ -49,17 +50,23 @@ def last_exponent(points: Sequence[tuple[int, float]]) -> float:
 
 def main() -> None:
     parser = common.options(__doc__.splitlines()[0], common.RESULTS / "growth.csv")
+    parser.add_argument("--fresh", action="store_true", help="measure every case again")
     arguments = parser.parse_args()
+    kept = arguments.output.exists() and not arguments.fresh
+    known = bench.read_csv(arguments.output) if kept else []
     lengths, directions = ([128], (False,)) if arguments.quick else (LENGTHS, (False, True))
-    rows = []
+    rows: dict[bench.Case, bench.Row] = {row.case: row for row in known}
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("measuring", total=len(directions) * len(METHODS) * len(lengths))
+
+        def keep(row: bench.Row) -> None:
+            rows[row.case] = row
+            bench.write_csv(list(rows.values()), arguments.output)
+            progress.advance(bar)
+
         for backward in directions:
-            rows += bench.sweep(
-                lengths, METHODS, backward=backward, on_row=lambda _: progress.advance(bar)
-            )
-    bench.write_csv(rows, arguments.output)
-    for row in rows:
+            bench.sweep(lengths, METHODS, backward=backward, known=known, on_row=keep)
+    for row in rows.values():
         print(row.case.method, row.case.n, row.seconds, row.peak_bytes, row.note)
 
 

@@ -7,6 +7,7 @@ Nothing is measured here. Tables stand between `<!-- table: NAME -->` and `<!-- 
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from everyone import DIRECTIONS, ESTIMATE, OTHERS, SAME
 from nystromer import plots
 from nystromer.bench import Row, read_csv
 from nystromer.plots import Panel
+from nystromer.recipes.curves import curves_figure
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
@@ -268,6 +270,12 @@ def recipes_table() -> str:
     return markdown(header, recipes.lines(rows("recipes")))
 
 
+def pretraining() -> list[dict[str, float]]:
+    """Trainer's log of the pretraining in docs/results.md."""
+    lines = (common.RESULTS / "pretraining.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
 LRA_TASKS = list(lra.NAMES.values())
 TABLES = {
     "lra": partial(lra_table, ["attention", "", *LRA_TASKS, "average"], lra.lines),
@@ -305,6 +313,7 @@ def main() -> None:
     clustered_tradeoff.figure(rows("clustered_tradeoff")).savefig(
         figures / "clustered_tradeoff.png"
     )
+    curves_figure(pretraining()).savefig(figures / "pretraining.png")
     if rows("lra"):
         lra.figure(rows("lra")).savefig(figures / "lra.png")
     for page in PAGES:

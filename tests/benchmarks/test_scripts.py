@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import everyone
 import growth
 from everyone import OTHERS
-from nystromer.bench import Case, Row, read_csv
+from nystromer.bench import Row, read_csv
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
@@ -64,22 +66,30 @@ def test_table1_runs(tmp_path):
     assert float(row["naive_ratio"]) > 0
 
 
-def test_growth_writes_both_directions(tmp_path, monkeypatch):
-    def sweep(ns, methods, *, backward, on_row):
-        rows = [Row(Case(method, n, backward=backward), 0.1, 1) for n in ns for method in methods]
-        for row in rows:
-            on_row(row)
-        return rows
+def test_growth_keeps_what_it_has_measured_when_killed(tmp_path, monkeypatch):
+    measured = []
 
-    monkeypatch.setattr("nystromer.bench.sweep", sweep)
+    def measure(case, **options):
+        if len(measured) == 33:
+            raise KeyboardInterrupt
+        measured.append(case)
+        return Row(case, 1e-9, len(measured))
+
+    monkeypatch.setattr("nystromer.bench.measure", measure)
     monkeypatch.setattr("sys.argv", ["", "--output", str(tmp_path / "growth.csv")])
+    with pytest.raises(KeyboardInterrupt):
+        growth.main()
+    assert [row.case for row in read_csv(tmp_path / "growth.csv")] == measured
+    first = list(measured)
+    measured.clear()
     growth.main()
+    assert len({*first, *measured}) == len(first) + len(measured) == 60
     cases = [row.case for row in read_csv(tmp_path / "growth.csv")]
+    assert cases == first + measured
     assert {(case.method, case.backward) for case in cases} == {
         (method, backward) for method in growth.METHODS for backward in (False, True)
     }
     assert max(case.n for case in cases) == 262_144
-    assert len(set(cases)) == 60
 
 
 def test_clustered_speed_checks_and_measures(tmp_path):

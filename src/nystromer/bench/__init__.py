@@ -94,6 +94,7 @@ def sweep(
     backward: bool = False,
     repeats: int = 5,
     time_limit: float = 20.0,
+    known: Sequence[Row] = (),
     on_case: Callable[[Case], None] | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
@@ -107,6 +108,7 @@ def sweep(
         methods: Of `METHODS`, at least one.
         num_landmarks, heads, head_dim, dtype, backward: As `Case`.
         repeats, time_limit: As `measure`.
+        known: Rows of an earlier sweep; their cases are not measured again.
         on_case, on_row: Called before and after a case: for a progress bar.
 
     Raises:
@@ -117,12 +119,15 @@ def sweep(
             raise ValueError(f"`{name}` must have at least one entry, got {listed!r}.")
     shape = (num_landmarks, heads, head_dim, dtype, backward)
     cases = [Case(method, n, *shape) for n in sorted(ns) for method in methods]
+    found = {row.case: row for row in known}
     rows: list[Row] = []
     for case in cases:
         if on_case is not None:
             on_case(case)
         seconds = _predicted_seconds(case, rows)
-        if seconds <= time_limit:
+        if case in found:
+            row = found[case]
+        elif seconds <= time_limit:
             row = measure(case, repeats=repeats, time_limit=time_limit)
         else:
             row = Row(case, note=f"skipped: would take about {seconds:.0f} s", device=device())
@@ -165,13 +170,15 @@ def measure(case: Case, *, repeats: int = 5, time_limit: float = 20.0) -> Row:
 
 
 def write_csv(rows: Sequence[Row], path: str | Path) -> None:
-    """One line a row, the fields of its case first."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
+    """One line a row, the fields of its case first; written whole or not at all."""
+    partial = Path(f"{path}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*_CASE_TYPES, *_RESULT_TYPES])
         writer.writeheader()
         for row in rows:
             result = asdict(row)
             writer.writerow({**result.pop("case"), **result})
+    partial.replace(path)
 
 
 def read_csv(path: str | Path) -> list[Row]:
