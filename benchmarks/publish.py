@@ -270,10 +270,24 @@ def recipes_table() -> str:
     return markdown(header, recipes.lines(rows("recipes")))
 
 
-def pretraining() -> list[dict[str, float]]:
-    """Trainer's log of the pretraining in docs/results.md."""
-    lines = (common.RESULTS / "pretraining.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+def pretraining(attention: str) -> list[dict[str, float]]:
+    """Trainer's log of the pretraining in docs/results.md, empty if there is none."""
+    path = common.RESULTS / f"pretraining-{attention}.jsonl"
+    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
+
+
+def pretraining_table() -> str:
+    """Held out, at the first evaluation and at the last."""
+    lines = []
+    for attention in recipes.ATTENTIONS:
+        found = [row for row in pretraining(attention) if "eval_loss" in row]
+        for row in found[:: max(1, len(found) - 1)]:
+            figures = (
+                f"{100 * row[f'eval_{task}_accuracy']:.1f} % ({row[f'eval_{task}_loss']:.2f})"
+                for task in ("word", "order")
+            )
+            lines.append([attention, f"{row['step']:,}", *figures])
+    return markdown(["attention", "updates", "masked words (loss)", "sentence order (loss)"], lines)
 
 
 LRA_TASKS = list(lra.NAMES.values())
@@ -286,6 +300,7 @@ TABLES = {
         lra.budget_lines,
     ),
     "recipes": recipes_table,
+    "pretraining": pretraining_table,
     "cpu": cpu_table,
     "differences": differences_table,
     "hf_embeddings": hf_embeddings_table,
@@ -313,7 +328,7 @@ def main() -> None:
     clustered_tradeoff.figure(rows("clustered_tradeoff")).savefig(
         figures / "clustered_tradeoff.png"
     )
-    curves_figure(pretraining()).savefig(figures / "pretraining.png")
+    curves_figure(pretraining("nystrom")).savefig(figures / "pretraining.png")
     if rows("lra"):
         lra.figure(rows("lra")).savefig(figures / "lra.png")
     for page in PAGES:

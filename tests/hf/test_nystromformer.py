@@ -1,7 +1,10 @@
 import pytest
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassClassValidationError
+from huggingface_hub.errors import (
+    StrictDataclassClassValidationError,
+    StrictDataclassFieldValidationError,
+)
 from transformers import AutoConfig
 
 import nystromer.hf as hf
@@ -108,6 +111,29 @@ def test_every_form_of_mask_gives_the_same_states():
     assert model(ids, attention_mask=torch.zeros(2, 60))[0].isfinite().all()
     with pytest.raises(ValueError, match="the mask differs between queries"):
         model(ids, attention_mask=torch.ones(60, 60).tril().bool()[None, None])
+
+
+def test_classifier_judges_by_the_mean_of_real_tokens_where_the_config_says_so():
+    cls = ours(hf.NystromformerForSequenceClassification, num_labels=3)
+    model = ours(hf.NystromformerForSequenceClassification, num_labels=3, classifier_pooling="mean")
+    model.load_state_dict(cls.state_dict())
+    ids, mask = words(2, 60), torch.ones(2, 60)
+    mask[1, 40:] = 0
+    states = model.nystromformer(ids, attention_mask=mask)[0]
+    means = torch.stack([states[0].mean(0), states[1, :40].mean(0)])
+    expected = model.classifier(means[:, None])
+    wide = mask.bool()[:, None, None].expand(2, 1, 60, 60)
+    for form in (mask, mask.long(), mask.bool(), wide):
+        assert_close(model(ids, attention_mask=form).logits, expected, 1e-6)
+    assert_close(model(ids[1:, :40]).logits, expected[1:], 1e-5)
+    assert_close(cls(ids, attention_mask=mask).logits, cls.classifier(states), 1e-6)
+    assert model(ids, attention_mask=torch.zeros(2, 60)).logits.isfinite().all()
+    labels = torch.tensor([2, 0])
+    loss, logits = model(ids, attention_mask=mask, labels=labels, return_dict=False)
+    assert_close(loss, torch.nn.functional.cross_entropy(expected, labels), 1e-6)
+    assert_close(logits, expected, 1e-6)
+    with pytest.raises(StrictDataclassFieldValidationError, match="one of .'cls', 'mean'."):
+        hf.NystromformerConfig(classifier_pooling="max")
 
 
 def test_masks_never_grow_with_the_square_of_the_length():

@@ -5,7 +5,7 @@ Nothing is copied: transformers builds its model, then the classes in `OURS` tak
 """
 
 # No `from __future__ import annotations` here: the config checks its fields against annotations.
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -22,9 +22,11 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.albert.modeling_albert import AlbertForPreTrainingOutput
 from transformers.models.nystromformer import configuration_nystromformer as theirs_config
 from transformers.models.nystromformer import modeling_nystromformer as theirs
+from transformers.utils.generic import can_return_tuple
 
 from nystromer.checks import check_positive
 from nystromer.functional import nystrom_attention
@@ -36,9 +38,12 @@ from nystromer.rows import nystrom_attention_rows
 
 @strict
 class NystromformerConfig(theirs_config.NystromformerConfig):
-    """transformers' NystromformerConfig and one field more.
+    """transformers' NystromformerConfig and two fields more.
 
     Args:
+        classifier_pooling: What NystromformerForSequenceClassification judges a text by: "cls", its
+            first token, as transformers does, or "mean", the mean of its tokens (as ModernBERT's
+            config calls them).
         exact_attention: Softmax attention over all pairs, plus the convolution: what transformers
             computes where num_landmarks equals segment_means_seq_len, as it does in the published
             configs. Otherwise sequences of more than num_landmarks tokens get Nyström attention.
@@ -51,6 +56,7 @@ class NystromformerConfig(theirs_config.NystromformerConfig):
 
     conv_kernel_size: int | None = 65  # type: ignore[assignment]  # None is refused by theirs
     exact_attention: bool = False
+    classifier_pooling: Literal["cls", "mean"] = "cls"
 
     def validate_architecture(self) -> None:
         super().validate_architecture()
@@ -143,7 +149,41 @@ class NystromformerForMaskedLM(Swapped, theirs.NystromformerForMaskedLM):
 class NystromformerForSequenceClassification(
     Swapped, theirs.NystromformerForSequenceClassification
 ):
-    pass
+    """With `classifier_pooling`, a field of the config."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        outputs = self.nystromformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs
+        )
+        states = outputs.last_hidden_state  # [B, N, E]
+        if self.config.classifier_pooling == "mean":
+            states = mean_of_tokens(states, attention_mask)
+        logits = self.classifier(states)  # of the first
+        return SequenceClassifierOutput(
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def mean_of_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
+    """Of the real ones: [B, N, E], any mask that the model takes -> [B, 1, E]."""
+    if mask is None:
+        return states.mean(1, keepdim=True)
+    real: Any = mask.bool() if mask.dim() == 2 else key_mask(mask, len(states))
+    weights = real.unsqueeze(2).to(states.dtype)
+    return (states * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
 
 
 class NystromformerForTokenClassification(Swapped, theirs.NystromformerForTokenClassification):
