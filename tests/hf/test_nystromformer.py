@@ -132,7 +132,7 @@ def test_classifier_judges_by_the_mean_of_real_tokens_where_the_config_says_so()
     loss, logits = model(ids, attention_mask=mask, labels=labels, return_dict=False)
     assert_close(loss, torch.nn.functional.cross_entropy(expected, labels), 1e-6)
     assert_close(logits, expected, 1e-6)
-    with pytest.raises(StrictDataclassFieldValidationError, match="one of .'cls', 'mean'."):
+    with pytest.raises(StrictDataclassFieldValidationError, match="expected one of"):
         hf.NystromformerConfig(classifier_pooling="max")
 
 

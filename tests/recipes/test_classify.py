@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from nystromer.hf import NystromformerForMaskedLM, nystromize, plan_of
-from nystromer.recipes.classify import Settings, scores, train_classifier
+from nystromer.recipes.classify import Settings, later_starts, scores, train_classifier
 from nystromer.recipes.presets import preset
+from nystromer.recipes.tasks import Columns
 from nystromer.recipes.tokenizers import load_tokenizer
 
 DATA = Path(os.environ.get("NYSTROMER_DATA", "../shared/data"))
@@ -73,6 +74,7 @@ def test_train_learns_and_writes_everything(run, whole, files):
     config = AutoConfig.from_pretrained(whole)
     assert config.id2label == {0: "A", 1: "B"}
     assert (config.num_landmarks, config.exact_attention) == (4, False)
+    assert (config.classifier_pooling, config.initializer_range) == ("mean", 0.1)
     record = json.loads((whole / "run.json").read_text())
     assert record["command"].endswith(f"--output {whole}")
     assert record["settings"]["learning_rate"] > 0
@@ -165,6 +167,23 @@ def test_a_task_of_glue_trains_on_its_own_files(name, labels, columns, held_out,
     assert all(set(metrics[split]) == {"loss", "accuracy", score} for split in held_out)
 
 
+@pytest.mark.parametrize(
+    ("options", "pair", "part"),
+    [
+        ({}, None, 1 / 3),
+        ({"later_starts": 0.5}, None, 0.5),
+        ({"later_starts": 0.0}, None, 0.0),
+        ({}, "other", 0.0),
+        ({"tokenizer": "dna"}, None, 0.0),
+        ({"preset": "bert-small"}, None, 0.0),
+        ({"model": "some"}, None, 0.0),
+    ],
+)
+def test_texts_start_later_where_tiny_reads_bytes(options, pair, part):
+    settings = Settings("imdb", **options).resolved()
+    assert later_starts(settings, Columns("text", pair=pair)) == part
+
+
 def tiny_checkpoint(folder):
     tokenizer = load_tokenizer("bytes")
     sizes = {"hidden_size": 16, "intermediate_size": 16}
@@ -243,6 +262,11 @@ def test_scores_by_hand():
         (
             "train --train-file {train} --eval-file one.csv",
             "The dev rows hold the label '1', which",
+        ),
+        ("train --train-file {train} --later-starts 1", "`later_starts` must be at least 0 and"),
+        (
+            "train --train-file {train} --text-pair-column label --later-starts 0.2",
+            "`later_starts` is for single texts, got 0.2 for pairs",
         ),
         ("train --train-file {train} --preset huge", "`preset` must be one of .*, got 'huge'"),
         ("train --train-file {train} --attention fast", "`attention` must be .*, got 'fast'"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nystromer.recipes.examples import (
+    LaterStarts,
     by_length,
     check_labels,
     collator,
@@ -30,6 +31,34 @@ def test_encode_cuts_the_longer_text_of_a_pair():
     assert found[1]["input_ids"].tolist() == [257, *[120] * 4, 258, 121, 121, 258]
     assert found[1]["token_type_ids"].tolist() == [0] * 6 + [1] * 3
     assert "labels" not in found[1]
+
+
+def test_texts_start_later_in_every_epoch_by_the_seed():
+    text = "".join(map(chr, range(32, 112)))
+    examples = encode(
+        load_tokenizer("bytes"), [{"a": text, "l": 1}], Columns("a", "l"), 90, {"1": 3}
+    )
+    rows, again = (LaterStarts(examples * 200, 0.25, seed=5) for _ in range(2))
+    starts = set()
+    for epoch in range(2):
+        rows.epoch = again.epoch = epoch
+        for i, row in enumerate(rows):
+            ids = row["input_ids"].tolist()
+            assert (ids[0], ids[-1], row["labels"]) == (257, 258, 3)
+            assert bytes(ids[1:-1]).decode() == text[82 - len(ids) :]
+            assert {len(x) for name, x in row.items() if name != "labels"} == {len(ids)}
+            assert again[i]["input_ids"].tolist() == ids
+            starts.add((epoch, 82 - len(ids)))
+            if i == 199:
+                break
+    assert {start for _, start in starts} == set(range(21))  # a quarter of 80
+    draws = [[len(rows[i]["input_ids"]) for i in range(200)]]
+    for rows.epoch, rows.seed in ((0, 5), (1, 6)):
+        draws.append([len(rows[i]["input_ids"]) for i in range(200)])
+    assert len({tuple(draw) for draw in draws}) == 3
+    assert (
+        LaterStarts(examples, 0.0, 0)[0]["input_ids"].tolist() == examples[0]["input_ids"].tolist()
+    )
 
 
 def test_batches_are_padded_in_steps_of_64():

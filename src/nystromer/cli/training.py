@@ -64,6 +64,10 @@ def train(
         float | None,
         typer.Option(help="Share of a training text's tokens to mask; default: 0.15 for tiny."),
     ] = None,
+    later_starts: Annotated[
+        float | None,
+        typer.Option(help="Part in which a training text may begin; default: 1/3 for tiny, bytes."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, dropout and order.")] = 0,
     skip_bad_lines: Annotated[
         bool, typer.Option("--skip-bad-lines", help="Count lines that cannot be read, go on.")

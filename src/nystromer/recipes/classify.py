@@ -15,6 +15,7 @@ from nystromer.checks import check_positive
 from nystromer.recipes.classifier import load_classifier, new_classifier
 from nystromer.recipes.examples import (
     Example,
+    LaterStarts,
     by_length,
     check_labels,
     collator,
@@ -34,6 +35,7 @@ NEW: dict[str, dict[str, Any]] = {  # of models from scratch
     "bert-small": {"batch_size": 32, "learning_rate": 3e-4, "token_dropout": 0.0},
     "bert-base": {"batch_size": 32, "learning_rate": 1e-4, "token_dropout": 0.0},
 }
+LATER_STARTS = 1 / 3  # of texts that "tiny" reads as bytes
 FINE_TUNING = {"batch_size": 32, "learning_rate": 3e-5, "token_dropout": 0.0}  # the paper's
 
 
@@ -57,6 +59,9 @@ class Settings:
             update, 4 epochs), and higher for a new one.
         token_dropout: Share of the tokens of a training text that [MASK] stands in for, against
             learning a small file by heart; None is 0.15 for "tiny", else 0.
+        later_starts: Against the same: a training text begins anew in every epoch, at a random
+            token of this first part of it; None is a third where "tiny" reads single texts as
+            bytes, else 0.
         device_batch: Rows that one process takes at a time; None is all of its share.
         limit: Rows of every split, for a try.
     """
@@ -80,6 +85,7 @@ class Settings:
     device_batch: int | None = None
     learning_rate: float | None = None
     token_dropout: float | None = None
+    later_starts: float | None = None
     seed: int = 0
     skip_bad_lines: bool = False
     limit: int | None = None
@@ -90,10 +96,11 @@ class Settings:
                 check_positive(name, getattr(self, name))
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
-        if self.token_dropout is not None and not 0 <= self.token_dropout < 1:
-            raise ValueError(
-                f"`token_dropout` must be at least 0 and below 1, got {self.token_dropout}."
-            )
+        for name in ("token_dropout", "later_starts"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(
+                    f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}."
+                )
         if (self.task is None) == (self.train_file is None):
             got = "both" if self.task else "neither"
             raise ValueError(f"A training needs a TASK or a --train-file, got {got}; give one.")
@@ -139,10 +146,11 @@ def train_classifier(settings: Settings, folder: Path, *, resume: bool = False) 
         split: encode(tokenizer, rows, source.columns, tokenizer.model_max_length, labels)
         for split, rows in source.splits.items()
     }
+    part = later_starts(settings, source.columns)
     trainer = RunTrainer(
         model,
         arguments(settings, folder, len(data["train"])),
-        train_dataset=data["train"],
+        train_dataset=LaterStarts(data["train"], part, settings.seed) if part else data["train"],
         eval_dataset={x: sort(data[x]) for x in data if x.startswith("dev")},
         data_collator=collator(tokenizer),
         processing_class=tokenizer,
@@ -177,6 +185,22 @@ def load_source(settings: Settings, bad_lines: BadLines) -> Source:
             splits["train"], source.columns.label, seed=settings.seed
         )
     return replace(source, splits={split: rows[: settings.limit] for split, rows in splits.items()})
+
+
+def later_starts(settings: Settings, columns: Columns) -> float:
+    """
+    Raises:
+        ValueError: If pairs of texts shall start later.
+    """
+    if settings.later_starts and columns.pair is not None:
+        raise ValueError(
+            f"`later_starts` is for single texts, got {settings.later_starts} for pairs; leave it "
+            "out."
+        )
+    if settings.later_starts is not None:
+        return settings.later_starts
+    read_as_bytes = (settings.preset, settings.tokenizer, columns.pair) == ("tiny", "bytes", None)
+    return LATER_STARTS if read_as_bytes else 0.0
 
 
 def arguments(settings: Settings, folder: Path, count: int) -> TrainingArguments:

@@ -13,6 +13,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from nystromer.recipes.rows import Row, text_of
 from nystromer.recipes.tasks import Columns
 from nystromer.recipes.tokenizers import check_alphabet
+from nystromer.recipes.trainer import EpochDataset
 
 Example = dict[str, Any]
 
@@ -42,6 +43,33 @@ def encode(
         for example, row in zip(examples, rows, strict=True):
             example["labels"] = labels[label_of(row, columns.label)]
     return examples
+
+
+class LaterStarts(EpochDataset):
+    """Examples whose texts begin anew in every epoch, at a random token of their first part.
+
+    What is drawn depends on the seed, the epoch and the index alone.
+
+    Args:
+        examples: Of single texts, [CLS] first.
+        part: Share of a text in which it may begin, in [0, 1).
+        seed: Of the draw.
+    """
+
+    def __init__(self, examples: Sequence[Example], part: float, seed: int) -> None:
+        self.examples, self.part, self.seed, self.epoch = examples, part, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.examples[index]
+        draw = random.Random(f"{self.seed}, {self.epoch}, {index}")
+        start = draw.randint(1, 1 + int(self.part * (length(example) - 2)))
+        return {
+            name: np.concatenate([value[:1], value[start:]]) if name != "labels" else value
+            for name, value in example.items()
+        }
 
 
 def by_length(examples: Sequence[Example]) -> list[int]:

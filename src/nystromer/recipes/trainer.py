@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
@@ -106,6 +106,8 @@ class RunTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.add_callback(Progress())
         self.add_callback(Curves())
+        if isinstance(self.train_dataset, EpochDataset):
+            self.add_callback(DrawAnew(self.train_dataset))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -147,6 +149,22 @@ class RunTrainer(Trainer):
                 str(folder), self.args.save_total_limit, self.state.best_model_checkpoint
             )
         self.accelerator.wait_for_everyone()
+
+
+class EpochDataset(Dataset[Any]):
+    """One whose rows are others in every epoch; `epoch` says which it is."""
+
+    epoch: int
+
+
+class DrawAnew(TrainerCallback):
+    """Tells the training rows which epoch it is, before workers are started."""
+
+    def __init__(self, rows: EpochDataset) -> None:
+        self.rows = rows
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.rows.epoch = int(state.epoch)
 
 
 class EpochSampler(Sampler[int]):

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
-from transformers import EvalPrediction, TrainerCallback
+from transformers import EvalPrediction
 
 from nystromer.recipes.pretrain.pairs import Draw, Example
-from nystromer.recipes.trainer import RunTrainer
+from nystromer.recipes.trainer import EpochDataset, RunTrainer
 
 
-class Examples(Dataset[Example]):
+class Examples(EpochDataset):
     """Rows as the model takes them, drawn anew in every epoch."""
 
     def __init__(self, rows: Any, draw: Draw) -> None:
@@ -27,16 +26,6 @@ class Examples(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         return self.draw(self.rows[index], self.epoch * len(self) + index)
-
-
-class DrawAnew(TrainerCallback):
-    """Tells the training rows which epoch it is, before workers are started."""
-
-    def __init__(self, examples: Examples) -> None:
-        self.examples = examples
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.examples.epoch = int(state.epoch)
 
 
 class Pretraining(RunTrainer):
@@ -51,8 +40,6 @@ class Pretraining(RunTrainer):
                 "FSDP was asked for, but accelerate shards nothing on "
                 f"{self.accelerator.distributed_type.value}; leave FSDP out to run DDP."
             )
-        if isinstance(self.train_dataset, Examples):
-            self.add_callback(DrawAnew(self.train_dataset))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         self.args.dataloader_drop_last = False  # every row counts; in training, equal batches do
