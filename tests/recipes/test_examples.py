@@ -38,7 +38,7 @@ def test_texts_start_later_in_every_epoch_by_the_seed():
     examples = encode(
         load_tokenizer("bytes"), [{"a": text, "l": 1}], Columns("a", "l"), 90, {"1": 3}
     )
-    rows, again = (LaterStarts(examples * 200, 0.25, seed=5) for _ in range(2))
+    rows, again = (LaterStarts(examples * 200, 0.25, 82, seed=5) for _ in range(2))
     starts = set()
     for epoch in range(2):
         rows.epoch = again.epoch = epoch
@@ -56,9 +56,24 @@ def test_texts_start_later_in_every_epoch_by_the_seed():
     for rows.epoch, rows.seed in ((0, 5), (1, 6)):
         draws.append([len(rows[i]["input_ids"]) for i in range(200)])
     assert len({tuple(draw) for draw in draws}) == 3
-    assert (
-        LaterStarts(examples, 0.0, 0)[0]["input_ids"].tolist() == examples[0]["input_ids"].tolist()
-    )
+    whole = LaterStarts(examples, 0.0, 82, seed=0)[0]
+    assert whole["input_ids"].tolist() == examples[0]["input_ids"].tolist()
+    assert whole["input_ids"].dtype == examples[0]["input_ids"].dtype
+
+
+def test_texts_that_start_later_are_cut_behind():
+    text = "".join(map(chr, range(32, 112)))
+    row = {"a": text, "label": 1}
+    examples = encode(load_tokenizer("bytes"), [row], Columns("a"), 90, {"1": 3})
+    rows = LaterStarts(examples * 100, 0.25, 62, seed=0)
+    starts = set()
+    for i in range(100):
+        ids = rows[i]["input_ids"].tolist()
+        start = text.index(chr(ids[1]))
+        assert bytes(ids[1:-1]).decode() == text[start : start + 60]
+        assert (ids[0], ids[-1], len(rows[i]["attention_mask"])) == (257, 258, 62)
+        starts.add(start)
+    assert starts == set(range(21))
 
 
 def test_batches_are_padded_in_steps_of_64():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -142,15 +143,19 @@ def train_classifier(settings: Settings, folder: Path, *, resume: bool = False) 
     names = [source.label_names.get(label, label) for label in labels]
     load = new_classifier if settings.model is None else load_classifier
     model, tokenizer = load(settings, names, source.columns)
+    max_length, part = tokenizer.model_max_length, later_starts(settings, source.columns)
+    longest = {"train": math.ceil(max_length / (1 - part))}  # so that later starts leave enough
     data = {
-        split: encode(tokenizer, rows, source.columns, tokenizer.model_max_length, labels)
+        split: encode(tokenizer, rows, source.columns, longest.get(split, max_length), labels)
         for split, rows in source.splits.items()
     }
-    part = later_starts(settings, source.columns)
+    train: Any = data["train"]
+    if part:
+        train = LaterStarts(train, part, max_length, settings.seed)
     trainer = RunTrainer(
         model,
         arguments(settings, folder, len(data["train"])),
-        train_dataset=LaterStarts(data["train"], part, settings.seed) if part else data["train"],
+        train_dataset=train,
         eval_dataset={x: sort(data[x]) for x in data if x.startswith("dev")},
         data_collator=collator(tokenizer),
         processing_class=tokenizer,
@@ -161,7 +166,7 @@ def train_classifier(settings: Settings, folder: Path, *, resume: bool = False) 
     run.train(trainer)
     metrics: dict[str, Any] = {
         "rows": {split: len(examples) for split, examples in data.items()},
-        "cut": sum(length(x) == tokenizer.model_max_length for x in data["train"]),
+        "cut": sum(length(x) >= max_length for x in data["train"]),
         "bad_lines": bad_lines.count,
     }
     metrics |= {x: last_scores(trainer, x) for x in data if x.startswith("dev")}

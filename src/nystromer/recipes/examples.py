@@ -51,13 +51,17 @@ class LaterStarts(EpochDataset):
     What is drawn depends on the seed, the epoch and the index alone.
 
     Args:
-        examples: Of single texts, [CLS] first.
+        examples: Of single texts, [CLS] first and [SEP] last, longer than `max_length` if they are.
         part: Share of a text in which it may begin, in [0, 1).
+        max_length: Tokens at which a text is cut.
         seed: Of the draw.
     """
 
-    def __init__(self, examples: Sequence[Example], part: float, seed: int) -> None:
-        self.examples, self.part, self.seed, self.epoch = examples, part, seed, 0
+    def __init__(
+        self, examples: Sequence[Example], part: float, max_length: int, seed: int
+    ) -> None:
+        self.examples, self.part, self.max_length, self.seed = examples, part, max_length, seed
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -66,8 +70,9 @@ class LaterStarts(EpochDataset):
         example = self.examples[index]
         draw = random.Random(f"{self.seed}, {self.epoch}, {index}")
         start = draw.randint(1, 1 + int(self.part * (length(example) - 2)))
+        end = min(start + self.max_length - 2, length(example) - 1)
         return {
-            name: np.concatenate([value[:1], value[start:]]) if name != "labels" else value
+            name: value if name == "labels" else np.r_[value[0], value[start:end], value[-1]]
             for name, value in example.items()
         }
 
