@@ -136,6 +136,53 @@ def test_classifier_judges_by_the_mean_of_real_tokens_where_the_config_says_so()
         hf.NystromformerConfig(classifier_pooling="max")
 
 
+def ngram_rows(ids, size, buckets, pad):
+    """For each token the rows of the n-grams that end with it, in plain Python."""
+    prime, found = 2**31 - 1, []
+    for i in range(len(ids)):
+        hashed, rows = ids[i], []
+        for n in range(2, size + 1):
+            first = ids[i - n + 1] if i - n + 1 >= 0 else pad
+            hashed = (hashed + first * (1_000_003 ** (n - 1) % prime)) % prime
+            rows.append((n - 2) * buckets + (hashed * 40_503 + hashed // 2**15) % buckets)
+        found.append(rows)
+    return found
+
+
+def test_embeddings_of_ngrams_are_added_to_those_of_tokens():
+    fields = {"ngram_size": 4, "ngram_buckets": 50, "initializer_range": 0.3}
+    model, plain = ours(**fields), ours()
+    own = {name: x for name, x in model.state_dict().items() if "ngram" not in name}
+    plain.load_state_dict(own)
+    table = model.embeddings.ngram_embeddings.weight
+    assert table.shape == (150, 32)
+    assert table.std().item() == pytest.approx(0.3 / 3**0.5, rel=0.1)
+    ids = words(2, 40)
+    rows = torch.tensor([ngram_rows(row, 4, 50, pad=1) for row in ids.tolist()])
+    assert len(rows.unique()) > 80
+    embeddings = plain.embeddings.word_embeddings(ids) + table[rows].sum(2)
+    expected = plain(inputs_embeds=embeddings)[0]
+    assert_close(model(ids)[0], expected, 1e-5)
+    assert_close(model(inputs_embeds=embeddings)[0], expected, 1e-5)
+    assert (plain(ids)[0] - expected).abs().max() > 0.1
+
+
+def test_ngrams_are_saved_and_do_not_see_padding(tmp_path):
+    model = ours(hf.NystromformerForSequenceClassification, ngram_size=5, ngram_buckets=50)
+    model.save_pretrained(tmp_path)
+    again = hf.NystromformerForSequenceClassification.from_pretrained(tmp_path).eval()
+    ids, mask = words(2, 60), torch.ones(2, 60)
+    ids[1, 40:], mask[1, 40:] = 1, 0
+    assert torch.equal(again(ids, attention_mask=mask)[0], model(ids, attention_mask=mask)[0])
+    assert_close(model(ids, attention_mask=mask)[0][1:], model(ids[1:, :40])[0], 1e-5)
+    table = model.nystromformer.embeddings.ngram_embeddings
+    padded = torch.nn.functional.pad(ids, (3, 0), value=1)
+    assert torch.equal(table(padded)[:, 3:], table(ids))
+    pretraining = ours(hf.NystromformerForPreTraining, ngram_size=5, ngram_buckets=50)
+    std = pretraining.nystromformer.embeddings.ngram_embeddings.weight.std().item()
+    assert std == pytest.approx(0.02 / 2, rel=0.1)
+
+
 def test_masks_never_grow_with_the_square_of_the_length():
     model, seen = ours(), []
     model.encoder.layer[0].register_forward_hook(lambda module, args, output: seen.append(args[1]))

@@ -75,6 +75,7 @@ def test_train_learns_and_writes_everything(run, whole, files):
     assert config.id2label == {0: "A", 1: "B"}
     assert (config.num_landmarks, config.exact_attention) == (4, False)
     assert (config.classifier_pooling, config.initializer_range) == ("mean", 0.1)
+    assert config.ngram_size == 5
     record = json.loads((whole / "run.json").read_text())
     assert record["command"].endswith(f"--output {whole}")
     assert record["settings"]["learning_rate"] > 0

@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
 )
+from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.albert.modeling_albert import AlbertForPreTrainingOutput
 from transformers.models.nystromformer import configuration_nystromformer as theirs_config
@@ -38,9 +39,13 @@ from nystromer.rows import nystrom_attention_rows
 
 @strict
 class NystromformerConfig(theirs_config.NystromformerConfig):
-    """transformers' NystromformerConfig and two fields more.
+    """transformers' NystromformerConfig and four fields more.
 
     Args:
+        ngram_size, ngram_buckets: With a size of n > 1 a token's embedding is the sum of its own
+            and of those of the 2 to n tokens that end with it, each found by its hash in a table
+            of so many rows (Pagnoni et al. 2024, arXiv:2412.09871, section 3.2.1): what bytes need
+            to be words. transformers' classes do not read such a model.
         classifier_pooling: What NystromformerForSequenceClassification judges a text by: "cls", its
             first token, as transformers does, or "mean", the mean of its tokens (as ModernBERT's
             config calls them).
@@ -57,10 +62,13 @@ class NystromformerConfig(theirs_config.NystromformerConfig):
     conv_kernel_size: int | None = 65  # type: ignore[assignment]  # None is refused by theirs
     exact_attention: bool = False
     classifier_pooling: Literal["cls", "mean"] = "cls"
+    ngram_size: int = 1
+    ngram_buckets: int = 16_384
 
     def validate_architecture(self) -> None:
         super().validate_architecture()
-        check_positive("num_landmarks", self.num_landmarks)
+        for name in ("num_landmarks", "ngram_size", "ngram_buckets"):
+            check_positive(name, getattr(self, name))
         if self.conv_kernel_size is not None:
             check_positive("conv_kernel_size", self.conv_kernel_size)
             if self.conv_kernel_size % 2 == 0:
@@ -79,6 +87,45 @@ class NystromformerConfig(theirs_config.NystromformerConfig):
     def bert_base(cls, **fields: Any) -> "NystromformerConfig":
         """The paper's BERT-base: 12 layers, 12 heads of 64; transformers' defaults."""
         return cls(**fields)
+
+
+class NgramEmbedding(nn.Embedding):
+    """The sum of the embeddings of the n-grams that end at each token, n from 2 to `ngram_size`."""
+
+    PRIME, FACTOR = 2**31 - 1, 1_000_003  # of the rolling hash
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__((config.ngram_size - 1) * config.ngram_buckets, config.hidden_size)
+        self.config = config
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Tokens [B, N] -> [B, N, E]. Before the first token stands padding."""
+        length, buckets = ids.shape[1], self.config.ngram_buckets
+        earlier = F.pad(ids, (self.config.ngram_size - 1, 0), value=self.config.pad_token_id)
+        hashes, total = ids, torch.zeros((), device=ids.device)
+        for n in range(2, self.config.ngram_size + 1):
+            first = earlier[:, self.config.ngram_size - n :][:, :length]
+            hashes = (hashes + first * pow(self.FACTOR, n - 1, self.PRIME)) % self.PRIME
+            rows = (hashes * 40_503 + (hashes >> 15)) % buckets
+            total = total + super().forward(rows + (n - 2) * buckets)
+        return total
+
+
+class Embeddings(theirs.NystromformerEmbeddings):
+    """transformers' embeddings with n-grams of tokens, if the config has them."""
+
+    ngram_embeddings: NgramEmbedding | None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        if inputs_embeds is None and input_ids is not None and self.ngram_embeddings is not None:
+            inputs_embeds = self.word_embeddings(input_ids) + self.ngram_embeddings(input_ids)
+        return super().forward(input_ids, token_type_ids, position_ids, inputs_embeds)
 
 
 class SelfAttention(theirs.NystromformerSelfAttention):
@@ -132,7 +179,19 @@ class Swapped(PreTrainedModel):
                 module.__class__ = OURS[type(module)]
             if isinstance(module, SelfAttention):
                 module.config = config
+        for module in list(self.modules()):
+            if isinstance(module, Embeddings):
+                module.ngram_embeddings = None
+                if config.ngram_size > 1:
+                    module.ngram_embeddings = NgramEmbedding(config)
+                    self._init_weights(module.ngram_embeddings)
         refuse_longer_inputs(self)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, NgramEmbedding):  # their sum as large as a token's own
+            std = self.config.initializer_range / (self.config.ngram_size - 1) ** 0.5
+            init.normal_(module.weight, std=std)
 
     def get_correct_attn_implementation(self, *args: Any, **kwargs: Any) -> str:
         return NAME  # for its masks: [B, N], where "eager" makes [B, 1, N, N]
@@ -256,6 +315,7 @@ class NystromformerForPreTraining(NystromformerForMaskedLM):
 
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {
+    theirs.NystromformerEmbeddings: Embeddings,
     theirs.NystromformerSelfAttention: SelfAttention,
     theirs.NystromformerModel: NystromformerModel,
 }

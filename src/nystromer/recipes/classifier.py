@@ -23,7 +23,8 @@ from nystromer.recipes.tokenizers import load_tokenizer
 if TYPE_CHECKING:
     from nystromer.recipes.classify import Settings
 
-LEARNS_FAST = {"classifier_pooling": "mean", "initializer_range": 0.1}  # docs/log.md
+TINY = {"classifier_pooling": "mean", "initializer_range": 0.1}  # docs/log.md
+TINY_BYTES = {**TINY, "ngram_size": 5}
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
@@ -34,13 +35,16 @@ def new_classifier(settings: Settings, labels: Sequence[str], columns: Columns) 
         ValueError: As `load_tokenizer` and `preset`.
     """
     tokenizer = load_tokenizer(str(settings.tokenizer))
+    fields: dict[str, Any] = {}
+    if settings.preset == "tiny":
+        fields = TINY_BYTES if settings.tokenizer == "bytes" else TINY
     config = preset(
         str(settings.preset),
         tokenizer,
         max_length=settings.max_length or 1,
         num_landmarks=settings.num_landmarks or 64,
         attention=settings.attention or "nystrom",
-        **(LEARNS_FAST if settings.preset == "tiny" else {}),
+        **fields,
         **kept(labels, columns),
     )
     set_seed(settings.seed)
