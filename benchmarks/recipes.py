@@ -40,6 +40,11 @@ class Experiment:
 
 
 EXPERIMENTS = {
+    "spam": Experiment(
+        "--train-file {data}/spamassassin/train.jsonl.xz "
+        "--eval-file {data}/spamassassin/dev.jsonl.xz "
+        "--tokenizer bytes --max-length 2048 --preset tiny --epochs 4"
+    ),
     "promoters": Experiment(
         "--train-file {data}/genomics/prom_300_tata/train.jsonl.xz "
         "--eval-file {data}/genomics/prom_300_tata/dev.jsonl.xz "
