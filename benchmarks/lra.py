@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 import common
 from nystromer import plots
@@ -50,6 +51,9 @@ PLAN = {
 }
 QUICK = Budget(2, 2, 1e-3, 4, looks=1, rows=20)
 ATTENTIONS = ("nystrom", "exact", "linformer", "linear", "none")
+COLOURS = dict(
+    zip(ATTENTIONS, [plots.BLUE, plots.BLACK, plots.ORANGE, plots.GREEN, plots.GREY], strict=True)
+)
 GENERATED = ("listops", "pathfinder")
 GUESS = {"listops": 17.1, "image": 10.0}  # %, of the commonest class; in the others 50
 COLUMNS = (
@@ -160,7 +164,7 @@ def key(row: dict[str, str]) -> tuple[str, ...]:
 def lines(rows: Rows) -> list[list[str]]:
     """Of the table of accuracies: ours, then what others published."""
     found = []
-    for attention in dict.fromkeys(row["attention"] for row in rows):
+    for attention in names_of(rows):
         mine = {
             task: [row for row in rows if (row["attention"], row["task"]) == (attention, task)]
             for task in NAMES
@@ -181,18 +185,28 @@ def percent(rows: Rows) -> float:
 
 
 def accuracy_cell(rows: Rows) -> str:
-    """Mean over seeds, with half the width of the 95 % interval that so few test rows leave."""
+    """Mean over seeds, with its margin."""
     if not rows:
         return ""
+    return f"{percent(rows):.1f} ± {margin(rows):.1f}"
+
+
+def margin(rows: Rows) -> float:
+    """Half the width of the 95 % interval that so few test rows leave, in percent."""
     share = percent(rows) / 100
-    margin = 1.96 * math.sqrt(share * (1 - share) / int(rows[0]["test_rows"]))
-    return f"{100 * share:.1f} ± {100 * margin:.1f}"
+    return 196 * math.sqrt(share * (1 - share) / int(rows[0]["test_rows"]))
+
+
+def names_of(rows: Rows) -> list[str]:
+    """The attentions, in the order of `ATTENTIONS`, then any others."""
+    found = {row["attention"] for row in rows}
+    return [name for name in ATTENTIONS if name in found] + sorted(found.difference(ATTENTIONS))
 
 
 def cost_lines(rows: Rows) -> list[list[str]]:
     """Time of a step and memory by attention and task, and the saving against exact attention."""
     found = []
-    for attention in dict.fromkeys(row["attention"] for row in rows):
+    for attention in names_of(rows):
         line = [attention]
         for task in NAMES:
             mine, exact = (of(rows, name, task) for name in (attention, "exact"))
@@ -219,7 +233,7 @@ def mean(rows: Rows, name: str) -> float:
 def budget_lines(rows: Rows) -> list[list[str]]:
     """What every run of a task got."""
     found = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: list(NAMES).index(row["task"])):
         part = f"{100 * float(row['schedule']):.2g} %"
         counts = [f"{int(row[name]):,}" for name in ("steps", "batch_size")]
         tested = [f"{int(row[name]):,}" for name in ("train_rows", "test_rows")]
@@ -231,22 +245,29 @@ def budget_lines(rows: Rows) -> list[list[str]]:
 def figure(rows: Rows) -> Figure:
     """Accuracy against time of a step, a panel a task, the commonest class as a line."""
     tasks = [task for task in NAMES if any(row["task"] == task for row in rows)]
-    result = Figure(figsize=(3 * max(len(tasks), 1), 3.2), dpi=120, layout="constrained")
-    colours = [plots.BLUE, plots.BLACK, plots.ORANGE, plots.GREEN, plots.GREY, plots.RED]
-    names = list(dict.fromkeys(row["attention"] for row in rows))
+    result = Figure(figsize=(2.5 * len(tasks) + 1.5, 3), dpi=120, layout="constrained")
     for i, task in enumerate(tasks):
         axes = result.add_subplot(1, len(tasks), i + 1)
-        for j, name in enumerate(names):
+        for name in names_of(rows):
             if mine := of(rows, name, task):
-                point = mean(mine, "ms_per_step"), percent(mine)
-                axes.scatter(*point, color=colours[j % len(colours)], zorder=3)
-                axes.annotate(name, point, (4, 4), textcoords="offset points", fontsize=8)
-        axes.axhline(GUESS.get(task, 50.0), color=plots.GREY, ls=":", lw=1)
+                x, y = mean(mine, "ms_per_step"), percent(mine)
+                colour = COLOURS.get(name, plots.RED)
+                axes.errorbar(x, y, margin(mine), fmt="o", color=colour, label=name, lw=1)
+        guess = GUESS.get(task, 50.0)
+        axes.axhline(guess, color=plots.GREY, ls=":", lw=1)
         axes.set(title=NAMES[task], xlabel="ms a step", xscale="log")
-        axes.margins(x=0.35, y=0.15)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, guess - 5), max(high, guess + 15))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.margins(x=0.2)
         axes.spines[["top", "right"]].set_visible(False)
     if tasks:
         result.axes[0].set_ylabel("test accuracy, %")
+        result.legend(
+            *result.axes[0].get_legend_handles_labels(), loc="outside right", frameon=False
+        )
     return result
 
 
