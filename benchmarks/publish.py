@@ -273,7 +273,8 @@ def recipes_table() -> str:
 def pretraining(attention: str) -> list[dict[str, float]]:
     """Trainer's log of the pretraining in docs/results.md, empty if there is none."""
     path = common.RESULTS / f"pretraining-{attention}.jsonl"
-    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def pretraining_table() -> str:
