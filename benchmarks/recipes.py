@@ -1,6 +1,7 @@
 """Classifiers by `nystromer train`, each beside its twin with exact attention.
 
-    python benchmarks/recipes.py run FOLDER --data-dir DIR [--model FOLDER] [--only NAME,NAME]
+    python benchmarks/recipes.py run FOLDER --data-dir DIR [--model FOLDER]
+                                            [--only NAME,NAME] [--seeds 0]
     python benchmarks/recipes.py gather FOLDER [--output FILE]
 
 `run` trains what is not yet trained, one after the other, in folders of their own. Stopped, it
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--only", type=lambda x: x.split(","), default=list(EXPERIMENTS))
+    parser.add_argument("--seeds", type=lambda x: [*map(int, x.split(","))], default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=common.RESULTS / "recipes.csv")
     arguments = parser.parse_args()
     if arguments.what == "gather":
@@ -104,7 +106,7 @@ def main() -> None:
         return
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for name in arguments.only:
-        for seed in EXPERIMENTS[name].seeds:
+        for seed in filter(arguments.seeds.__contains__, EXPERIMENTS[name].seeds):
             for attention in ATTENTIONS:
                 run(name, attention, seed, arguments)
 

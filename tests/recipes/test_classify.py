@@ -20,7 +20,9 @@ from transformers import (
 )
 
 from nystromer.hf import NystromformerForMaskedLM, nystromize, plan_of
+from nystromer.recipes.classifier import new_classifier
 from nystromer.recipes.classify import Settings, later_starts, scores, train_classifier
+from nystromer.recipes.examples import length
 from nystromer.recipes.presets import preset
 from nystromer.recipes.tasks import Columns
 from nystromer.recipes.tokenizers import load_tokenizer
@@ -183,6 +185,32 @@ def test_a_task_of_glue_trains_on_its_own_files(name, labels, columns, held_out,
 def test_texts_start_later_where_tiny_reads_bytes(options, pair, part):
     settings = Settings("imdb", **options).resolved()
     assert later_starts(settings, Columns("text", pair=pair)) == part
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ({}, ("mean", 0.1, 5)),
+        ({"tokenizer": "dna"}, ("mean", 0.1, 1)),
+        ({"preset": "bert-small"}, ("cls", 0.02, 1)),
+    ],
+)
+def test_a_new_model_is_made_for_its_tokens(options, fields):
+    settings = Settings("imdb", max_length=16, **options).resolved()
+    config = new_classifier(settings, ["a", "b"], Columns("text"))[0].config
+    found = (config.classifier_pooling, config.initializer_range, config.ngram_size)
+    assert found == fields
+
+
+def test_texts_that_start_later_are_read_beyond_the_length(files, tmp_path, monkeypatch):
+    def later_starts(examples, part, max_length, seed):
+        raise LookupError(max(map(length, examples)), part, max_length, seed)
+
+    monkeypatch.setattr("nystromer.recipes.classify.LaterStarts", later_starts)
+    settings = Settings(train_file=Path(files[1]), max_length=16, later_starts=0.5, seed=7)
+    with pytest.raises(LookupError) as found:
+        train_classifier(settings, tmp_path / "run")
+    assert found.value.args == (32, 0.5, 16, 7)
 
 
 def tiny_checkpoint(folder):
