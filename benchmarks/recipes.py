@@ -54,7 +54,7 @@ EXPERIMENTS = {
         (0, 1, 2),
     ),
     "IMDB": Experiment(
-        f"imdb --data-dir {{data}} --tokenizer {{model}} --max-length 2048 --epochs 2 {NEW}"
+        f"imdb --data-dir {{data}} --tokenizer {{model}} --max-length 2048 --epochs 1 {NEW}"
     ),
     "MRPC": Experiment(
         f"mrpc --data-dir {{data}} --tokenizer {{model}} --max-length 256 --epochs 4 {NEW}",
