@@ -47,7 +47,7 @@ PLAN = {
     "image": Budget(600, 32, 2e-3, 1000),
     "text": Budget(500, 32, 2e-3, 1000),
     "pathfinder": Budget(500, 32, 2e-3, 1000, looks=2, rows=20_000),
-    "imdb-same-movie": Budget(80, 32, 2e-3, 1000, looks=1),
+    "imdb-same-movie": Budget(20, 32, 2e-3, 200, looks=1),
 }
 QUICK = Budget(2, 2, 1e-3, 4, looks=1, rows=20)
 ATTENTIONS = ("nystrom", "exact", "linformer", "linear", "none")

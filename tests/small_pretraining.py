@@ -16,7 +16,7 @@ from nystromer.recipes import trainer
 from nystromer.recipes.pretrain import pretrain
 from nystromer.recipes.pretrain.corpus import Corpus
 from nystromer.recipes.pretrain.settings import Settings
-from nystromer.recipes.pretrain.trainer import DrawAnew
+from nystromer.recipes.trainer import DrawAnew
 
 
 def small_pretraining(file, checkpoint, output, steps, resume=False):
