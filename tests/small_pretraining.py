@@ -16,7 +16,6 @@ from nystromer.recipes import trainer
 from nystromer.recipes.pretrain import pretrain
 from nystromer.recipes.pretrain.corpus import Corpus
 from nystromer.recipes.pretrain.settings import Settings
-from nystromer.recipes.trainer import DrawAnew
 
 
 def small_pretraining(file, checkpoint, output, steps, resume=False):
@@ -39,7 +38,7 @@ def kill_at(step):
         if state.global_step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    DrawAnew.on_step_end = on_step_end
+    trainer.DrawAnew.on_step_end = on_step_end
 
 
 def shard_on_cpus():
