@@ -1,13 +1,14 @@
 """Classifiers by `nystromer train`, each beside its twin with exact attention.
 
     python benchmarks/recipes.py run FOLDER --data-dir DIR [--model FOLDER]
-                                            [--only NAME,NAME] [--seeds 0]
+                                            [--only NAME NAME] [--seeds 0]
     python benchmarks/recipes.py gather FOLDER [--output FILE]
 
 `run` trains what is not yet trained, one after the other, in folders of their own. Stopped, it
 goes on when given again; given twice at a time, the two share the work. A new model learns from
 nothing; with --model, a folder of `nystromer pretrain`, those named "pretrained" start from it (its
-exact twin in FOLDER-exact beside it), and all that read words take its tokenizer. `gather` writes
+exact twin in FOLDER-exact, and both lengthened in FOLDER-2048 and FOLDER-exact-2048 beside it), and
+all that read words take its tokenizer. `gather` writes
 the metrics of all finished runs to results/recipes.csv. Rates were chosen on SpamAssassin's
 training file (docs/log.md) and are the same for twins; test files are looked at once.
 """
@@ -66,7 +67,7 @@ EXPERIMENTS = {
     ),
     "gene families": Experiment(
         f"--train-file {{data}}/genomics/gene_family_chimp.jsonl.xz {DNA} "
-        "--max-length 4096 --epochs 4"
+        "--max-length 4096 --epochs 4 --device-batch 4"  # exact attention's tables: 32 take 20 GB
     ),
     "hyperpartisan": Experiment(
         "--train-file {data}/hyperpartisan/train.jsonl.xz "
@@ -84,7 +85,7 @@ EXPERIMENTS = {
         "--num-landmarks 16 --batch-size 32 --learning-rate 5e-4"
     ),
     "IMDB, pretrained": Experiment(
-        "imdb --data-dir {data} --model {model} --max-length 512 --epochs 2 "
+        "imdb --data-dir {data} --model {model}-2048 --max-length 2048 --epochs 1 "
         "--batch-size 32 --learning-rate 5e-4"
     ),
 }
@@ -96,8 +97,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--only", type=lambda x: x.split(","), default=list(EXPERIMENTS))
-    parser.add_argument("--seeds", type=lambda x: [*map(int, x.split(","))], default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=common.RESULTS / "recipes.csv")
     arguments = parser.parse_args()
     if arguments.what == "gather":
@@ -118,9 +119,11 @@ def run(name: str, attention: str, seed: int, arguments: argparse.Namespace) -> 
     model = arguments.model
     if model is not None and attention == "exact" and "--model" in words:
         model = model.with_name(f"{model.name}-exact")
-    if "{model}" in words and (model is None or not (model / "metrics.json").exists()):
-        print(f"{name}, {attention}: no pretrained model in {model}, left out", flush=True)
-        return
+    if "{model}" in words:
+        needed = None if model is None else Path(f"{model}{'-2048' * ('{model}-2048' in words)}")
+        if needed is None or not (needed / "metrics.json").exists():
+            print(f"{name}, {attention}: no pretrained model in {needed}, left out", flush=True)
+            return
     with common.locked(output.with_suffix(".lock")) as mine:
         if mine and not (output / "metrics.json").exists():
             filled = words.format(data=arguments.data_dir, model=model).split()
