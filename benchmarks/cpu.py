@@ -159,19 +159,19 @@ def error_of(found: list[Tensor], exact: list[Tensor]) -> float:
 
 
 def paired(case: Case, repeats: int) -> tuple[float, float, float]:
-    """Median milliseconds of other and ours, and the median of their ratios, after a warm-up."""
+    """Median milliseconds of other and ours, and the median of their ratios, turn by turn."""
     spawn = multiprocessing.get_context("spawn")
     ends = {}
     for name in ("other", "ours"):
         ends[name], end = spawn.Pipe()
         spawn.Process(target=contestant, args=(case, name, end), daemon=True).start()
     times: dict[str, list[float]] = {name: [] for name in ends}
-    for go_on in [True] * (repeats + 1) + [False]:
+    for go_on in [True] * repeats + [False]:
         for name, end in ends.items():
             end.send(go_on)
             if go_on:
                 times[name].append(end.recv())
-    others, own = (x[1:] for x in times.values())
+    others, own = times.values()
     ratio = statistics.median(a / b for a, b in zip(others, own, strict=True))
     return statistics.median(others), statistics.median(own), ratio
 
@@ -181,10 +181,15 @@ def contestant(case: Case, name: str, end: Connection) -> None:
     warnings.filterwarnings("ignore")
     call = case.calls()[name]
     while end.recv():
-        call()  # caches and threads are the other's still
-        start = time.perf_counter()
-        call()
-        end.send(1e3 * (time.perf_counter() - start))
+        time.sleep(0.1)  # the other's second thread waits busily at first
+        call()  # caches are the other's still
+        end.send(statistics.median(milliseconds(call) for _ in range(3)))
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
 
 
 def cases() -> Iterator[Case]:
@@ -223,7 +228,7 @@ def measure(case: Case, repeats: int) -> Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", help="plain PyTorch, nystrom-attention or exact")
     arguments = parser.parse_args()
     chosen = [c for c in cases() if arguments.only in (None, c.against)]
