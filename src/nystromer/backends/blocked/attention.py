@@ -36,7 +36,7 @@ def gather(
     for i, j in sequence.blocks(work.block):
         k = sequence.read(key, i, j, work, "key")
         v = sequence.read(value, i, j, work, "value")
-        logits = work.wide_product(exponents, k.mT, "logits")
+        logits = work.logits(exponents, k.mT, "logits")
         _hide(logits, sequence.holes(i, j), -torch.inf)
         new_top = torch.maximum(top, logits.amax(-1, keepdim=True))
         weights = logits.sub_(new_top).exp2_()  # kernel_3, up to its row sums
@@ -68,12 +68,11 @@ def gather_backward(
     for i, j in sequence.blocks(work.block):
         k = sequence.read(key, i, j, work, "key")
         v = sequence.read(value, i, j, work, "value")
-        logits = work.wide_product(k, exponents.mT, "logits")  # a row for every token
-        weights = logits.sub_(log2_mass.mT).exp2_()  # kernel_3, transposed
+        weights = work.logits(
+            k, exponents.mT, "logits", log2_mass.mT
+        ).exp2_()  # kernel_3, transposed
         _hide(weights.mT, sequence.holes(i, j), 0.0)
-        grad_weights = work.product(v, grad_gathered.mT, "grad weights")
-        grad_logits = work.table(grad_weights, "grad logits").sub_(bias).mul_(weights)
-        grad_logits = work.factor(grad_logits, "grad logits factor")
+        grad_logits = work.grad_logits(v, grad_gathered.mT, bias, weights)
         work.add_product(grad_landmarks, grad_logits.mT, k)
         sequence.write(grad_key, i, j, work.product(grad_logits, landmarks, "grad key"))
         grad_v = work.product(work.factor(weights, "weights"), grad_gathered, "grad value")
@@ -130,7 +129,7 @@ def scatter_backward(
 
 
 def _kernel_1(q: Tensor, landmarks: Tensor, work: Workspace) -> Tensor:
-    logits = work.wide_product(q, landmarks.mT, "logits")
+    logits = work.logits(q, landmarks.mT, "logits")
     return torch.softmax(logits, -1, out=work("weights", *logits.shape))
 
 

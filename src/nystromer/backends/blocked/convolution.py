@@ -14,19 +14,26 @@ from nystromer.backends.blocked.sequences import Sequence, Workspace
 TILE = 16  # outputs a Toeplitz matrix makes; T + K - 1 products each
 
 
+def toeplitz(taps: Tensor) -> Tensor:
+    """[H, T, T + K - 1] with taps[h, t] at [h, i, i + t]. taps: [H, K], odd K."""
+    heads, kernel = taps.shape
+    matrix = taps.new_zeros(heads, TILE, TILE + kernel - 1)
+    row = torch.arange(TILE, device=taps.device)[:, None]
+    matrix[:, row, row + torch.arange(kernel, device=taps.device)] = taps[:, None]
+    return matrix
+
+
 class Convolution:
     """sum_t taps[h, t] · x[h, i + t - K // 2], for blocks of positions i.
 
     Args:
-        taps: [H, K], odd K.
+        matrix: `toeplitz` of the taps, [H, T, T + K - 1].
         x: [H, N, D], read through `sequence`: zero outside it and at padding.
     """
 
-    def __init__(self, taps: Tensor, x: Tensor, sequence: Sequence, work: Workspace) -> None:
-        self.x, self.sequence, self.work = x, sequence, work
-        self.heads, self.kernel = taps.shape
-        self.toeplitz = _toeplitz(taps)  # [H, T, T + K - 1]
-        self.repeated = self.toeplitz[:0]
+    def __init__(self, matrix: Tensor, x: Tensor, sequence: Sequence, work: Workspace) -> None:
+        self.matrix, self.x, self.sequence, self.work = matrix, x, sequence, work
+        self.repeated = matrix[:0]
 
     def block(self, i: int, j: int) -> Tensor:
         """Outputs at positions i ... j, [H, j - i, D]; a view of scratch memory."""
@@ -38,38 +45,40 @@ class Convolution:
             sequence.write(output, i, j, output[:, i:j], self.block(i, j))
 
     def product(self, windows: Tensor) -> Tensor:
-        """Outputs [H, tiles * T, D] of windows [H, tiles, T + K - 1, D]."""
-        heads, tiles, _, dim = windows.shape
-        if len(self.repeated) != heads * tiles:
-            self.repeated = self.toeplitz.repeat_interleave(tiles, 0)
-        windows = windows.flatten(0, 1)
-        if windows.dtype == torch.bfloat16:  # such products would copy them to fresh memory
-            windows = self.work("windows", *windows.shape, dtype=windows.dtype).copy_(windows)
-        out = self.work("convolved", heads * tiles, TILE, dim, dtype=windows.dtype)
+        """Outputs [H, tiles * T, D] of windows [H * tiles, T + K - 1, D]."""
+        heads, (count, _, dim) = len(self.matrix), windows.shape
+        if len(self.repeated) != count:  # a view, if of one head
+            shape = (heads, count // heads, *self.matrix.shape[1:])
+            self.repeated = self.matrix[:, None].expand(shape).flatten(0, 1)
+        out = self.work("convolved", count, TILE, dim, dtype=windows.dtype)
         torch.bmm(self.repeated, windows, out=out)
-        return out.view(heads, tiles * TILE, dim)
+        return out.view(heads, -1, dim)
 
     def windows(self, i: int, j: int) -> Tensor:
-        """The overlapping windows of x that the tiles of i ... j read, [H, tiles, T + K - 1, D].
+        """The overlapping windows of x that the tiles of i ... j read, [H * tiles, T + K - 1, D].
 
         As many tiles more as make all windows of all heads equally far apart, for one product.
         """
-        dim, reach = self.x.shape[2], TILE + self.kernel - 1
-        tiles = -(-(j - i + self.kernel - 1) // TILE)
-        rows = self.heads * tiles * TILE
-        memory = self.work("halo", rows + reach, dim, dtype=self.toeplitz.dtype)
+        (heads, _, dim), reach = self.x.shape, self.matrix.shape[2]
+        kernel = reach - TILE + 1
+        tiles = -(-(j - i + kernel - 1) // TILE)
+        rows = heads * tiles * TILE
+        memory = self.work("halo", rows + reach, dim, dtype=self.matrix.dtype)
         memory[rows:].zero_()
-        halo = memory[:rows].view(self.heads, tiles * TILE, dim)
-        first = i - self.kernel // 2
+        halo = memory[:rows].view(heads, tiles * TILE, dim)
+        first = i - kernel // 2
         start = max(first, self.sequence.start)
-        stop = max(start, min(j + self.kernel // 2, self.sequence.stop))
+        stop = max(start, min(j + kernel // 2, self.sequence.stop))
         halo[:, : start - first].zero_()
         halo[:, start - first : stop - first] = self.sequence.read(
             self.x, start, stop, self.work, "halo source"
         )
         halo[:, stop - first :].zero_()
-        shape = (self.heads, tiles, reach, dim)
-        return memory.as_strided(shape, (halo.stride(0), TILE * dim, dim, 1))
+        shape = (heads * tiles, reach, dim)
+        windows = memory.as_strided(shape, (TILE * dim, dim, 1))
+        if windows.dtype == torch.bfloat16:  # such products would copy them to fresh memory
+            windows = self.work("windows", *shape, dtype=windows.dtype).copy_(windows)
+        return windows
 
 
 class ConvolutionBackward:
@@ -78,27 +87,25 @@ class ConvolutionBackward:
     The input's gradient is the convolution of grad_output with reversed taps. Every tile of the
     input times its window of grad_output gives a [T, T + K - 1] table whose diagonals are the taps'
     gradient, last tap first; the tables are summed, and their diagonals read once.
+
+    Args:
+        reversed_taps: the convolution of grad_output with them.
+        table: that sum, [H, T, T + K - 1], to be added to.
     """
 
-    def __init__(self, taps: Tensor, grad_output: Tensor, sequence: Sequence, work: Workspace):
-        heads, self.kernel = taps.shape
-        self.reversed = Convolution(taps.flip(1), grad_output, sequence, work)
-        self.table = work.zeros(heads, TILE, TILE + self.kernel - 1)
-        self.work = work
+    def __init__(self, reversed_taps: Convolution, table: Tensor) -> None:
+        self.reversed, self.table, self.work = reversed_taps, table, reversed_taps.work
 
     def block(self, x: Tensor, i: int, j: int) -> Tensor:
         """Gradient of the input x[:, i:j] = [H, j - i, D]; a view of scratch memory."""
-        windows = self.reversed.windows(i, j)  # of grad_output, [H, > tiles, T + K - 1, D]
-        heads, _, reach, dim = windows.shape
-        tiles = -(-(j - i) // TILE)
-        padded = self.work("tiles", heads, tiles * TILE, dim, dtype=x.dtype)
-        padded[:, : j - i] = x
-        padded[:, j - i :].zero_()
-        by_row = self.work("tiles by row", heads, TILE, tiles, dim, dtype=x.dtype)
-        by_row.copy_(padded.unflatten(1, (tiles, TILE)).transpose(1, 2))
-        window_rows = self.work("windows by row", heads, reach, tiles, dim, dtype=x.dtype)
-        window_rows.copy_(windows[:, :tiles].transpose(1, 2))
-        self.work.add_product(self.table, by_row.flatten(2), window_rows.flatten(2).mT)
+        windows = self.reversed.windows(i, j)  # of grad_output
+        heads, dim, (count, reach, _) = len(x), x.shape[2], windows.shape
+        tiles = self.work("tiles", heads, count // heads * TILE, dim, dtype=x.dtype)
+        tiles[:, : j - i] = x
+        tiles[:, j - i :].zero_()
+        tables = self.work("tables", count, TILE, reach, dtype=x.dtype)
+        torch.bmm(tiles.view(count, TILE, dim), windows.mT, out=tables)
+        self.table += tables.view(heads, -1, TILE, reach).sum(1, dtype=self.table.dtype)
         return self.reversed.product(windows)[:, : j - i]
 
     def add_to(self, grad: Tensor, x: Tensor, sequence: Sequence) -> None:
@@ -107,18 +114,8 @@ class ConvolutionBackward:
             x_block = sequence.read(x, i, j, self.work, "input")
             sequence.write(grad, i, j, grad[:, i:j], self.block(x_block, i, j))
 
-    def taps(self) -> Tensor:
-        """Gradient of the taps, [H, K]."""
-        last = self.kernel - 1
-        return torch.stack(
-            [self.table.diagonal(last - t, 1, 2).sum(-1) for t in range(self.kernel)], 1
-        )
 
-
-def _toeplitz(taps: Tensor) -> Tensor:
-    """[H, T, T + K - 1] with taps[h, t] at [h, i, i + t]."""
-    heads, kernel = taps.shape
-    matrix = taps.new_zeros(heads, TILE, TILE + kernel - 1)
-    row = torch.arange(TILE, device=taps.device)[:, None]
-    matrix[:, row, row + torch.arange(kernel, device=taps.device)] = taps[:, None]
-    return matrix
+def taps_gradient(table: Tensor) -> Tensor:
+    """[H, K], of the sum of tables [H, T, T + K - 1]."""
+    last = table.shape[2] - TILE
+    return torch.stack([table.diagonal(last - t, 1, 2).sum(-1) for t in range(last + 1)], 1)

@@ -12,10 +12,12 @@ steps are eq. 14, and the last CHAIN are the chain. Measured in docs/log.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from nystromer.backends.blocked import products
 
 CHAIN = 4  # of six steps: float32 errors stay below 1e-5, within five times those of eq. 14
 
@@ -39,19 +41,20 @@ def start_norm_backward(matrix: Tensor, grad_norm: Tensor, dims: tuple[int, ...]
 
 def apply_inverse(matrix: Tensor, norm: Tensor, x: Tensor, iterations: int) -> Tensor:
     """Z_n x. matrix: A, [B, H, M, M]; norm: c, [B, H, 1, 1]; x: [B, H, M, Dv]."""
-    shape = x.shape
-    matrix, norm, x = (y.flatten(0, 1) for y in (matrix, norm, x))
-    z, other, y, *memory = matrix.new_empty(6, *matrix.shape)  # fresh pages cost as much as sums
-    torch.div(matrix.mT, norm, out=z)
+    flat = (y.flatten(0, 1) for y in (matrix, norm, x))
+    return torch.cat([_apply(iterations, *part) for part in _parts(*flat)]).view(x.shape)
+
+
+def _apply(iterations: int, matrix: Tensor, norm: Tensor, x: Tensor) -> Tensor:
+    z = matrix.mT / norm
     for _ in range(_newton_steps(iterations)):
-        z, other = _Step(matrix, z, memory).next(other), z
-    memory.append(other)
-    chain = [torch.bmm(matrix, z, out=memory[0])]
-    for out in memory[1 : iterations - _newton_steps(iterations)]:
-        chain.append(_next(chain[-1], y, out))
+        z = _Step(matrix, z).next()
+    chain = [multiply(matrix, z)]
+    for _ in range(iterations - _newton_steps(iterations) - 1):
+        chain.append(_next(chain[-1]))
     for t in reversed(chain):
         x = _apply_polynomial(t, x)[0]
-    return (z @ x).view(shape)
+    return multiply(z, x)
 
 
 def apply_inverse_backward(
@@ -59,68 +62,74 @@ def apply_inverse_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of A (for a constant c), of c [B, H, 1, 1] and of x, from that of Z_n x.
 
-    Of eq. 14 as it stands: where kernel_2 is nearly of rank one, the chain's would be off by 1e-4.
+    Of eq. 14 as it stands, transposes and all: where kernel_2 is nearly of rank one, the chain's
+    would be off by 1e-4, and by 5e-5 if W, which is symmetric but for rounding, were taken to be.
     Only the last step is applied to x, as W, Z and x have it: Z p(W) x with W = A Z.
     """
-    shapes = [y.shape for y in (matrix, norm, x)]
-    matrix, norm, x, grad = (y.flatten(0, 1) for y in (matrix, norm, x, grad))
+    flat = (y.flatten(0, 1) for y in (matrix, norm, x, grad))
+    grads = (_apply_backward(iterations, *part) for part in _parts(*flat))
+    grad_matrix, grad_norm, grad_x = map(torch.cat, zip(*grads, strict=True))
+    return grad_matrix.view_as(matrix), grad_norm.view_as(norm), grad_x.view_as(x)
+
+
+def _apply_backward(
+    iterations: int, matrix: Tensor, norm: Tensor, x: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     steps, z = [], matrix.mT / norm
     for _ in range(iterations - 1):
-        steps.append(_Step(matrix, z, [torch.empty_like(matrix) for _ in range(3)]))
-        z = steps[-1].next(torch.empty_like(matrix))
-    w = matrix @ z
+        steps.append(_Step(matrix, z))
+        z = steps[-1].next()
+    w = multiply(matrix, z)
     x, inner = _apply_polynomial(w, x)
 
-    grad_z = grad @ x.mT
-    grad_x, grad_w = _apply_polynomial_backward(w, inner, z.mT @ grad)
-    grad_matrix = grad_w @ z.mT
-    grad_z.baddbmm_(matrix.mT, grad_w)
+    grad_z = multiply(grad, x.mT)
+    grad_x, grad_w = _apply_polynomial_backward(w, inner, multiply(z.mT, grad))
+    grad_matrix = multiply(grad_w, z.mT)
+    grad_z += multiply(matrix.mT, grad_w)
     for step in reversed(steps):
         grad_z = step.backward(grad_z, grad_matrix)
     grad_norm = -(grad_z * matrix.mT).sum((-2, -1), keepdim=True) / norm**2
-    grad_matrix.add_(grad_z.mT / norm)
-    return grad_matrix.view(shapes[0]), grad_norm.view(shapes[1]), grad_x.view(shapes[2])
+    return grad_matrix.add_(grad_z.mT / norm), grad_norm, grad_x
 
 
 class _Step:
     """Eq. 14: W = A Z, P = 15 I - 7 W + W², Q = 1/4 (13 I - W P), Z' = Z Q."""
 
-    def __init__(self, matrix: Tensor, z: Tensor, memory: Sequence[Tensor]) -> None:
+    def __init__(self, matrix: Tensor, z: Tensor) -> None:
         self.matrix, self.z = matrix, z
-        self.w, self.p, self.q = memory
-        torch.bmm(matrix, z, out=self.w)
-        torch.baddbmm(self.w, self.w, self.w, beta=-7, out=self.p)
+        self.w = multiply(matrix, z)
+        self.p = multiply(self.w, self.w).sub_(self.w, alpha=7)
         self.p.diagonal(dim1=1, dim2=2).add_(15)
-        torch.baddbmm(self.w, self.w, self.p, beta=0, alpha=-0.25, out=self.q)
+        self.q = multiply(self.w, self.p).mul_(-0.25)
         self.q.diagonal(dim1=1, dim2=2).add_(3.25)
 
-    def next(self, out: Tensor) -> Tensor:
-        return torch.bmm(self.z, self.q, out=out)
+    def next(self) -> Tensor:
+        return multiply(self.z, self.q)
 
     def backward(self, grad: Tensor, grad_matrix: Tensor) -> Tensor:
         """Gradient of Z from that of Z'; adds to that of A. The lines above, last to first."""
-        grad_q = self.z.mT @ grad
-        grad_p = (self.w.mT @ grad_q).mul_(-0.25)
-        grad_w = torch.baddbmm(grad_p, self.w.mT, grad_p, beta=-7)
-        grad_w.baddbmm_(grad_p, self.w.mT)
-        grad_w.baddbmm_(grad_q, self.p.mT, alpha=-0.25)
-        grad_matrix.baddbmm_(grad_w, self.z.mT)
-        return (grad @ self.q.mT).baddbmm_(self.matrix.mT, grad_w)
+        w_rows = _rows(self.w.mT)
+        grad_q = multiply(self.z.mT, grad)
+        grad_p = multiply(w_rows, grad_q).mul_(-0.25)
+        grad_w = multiply(w_rows, grad_p).sub_(grad_p, alpha=7).add_(multiply(grad_p, self.w.mT))
+        grad_w.sub_(multiply(grad_q, self.p.mT), alpha=0.25)
+        grad_matrix += multiply(grad_w, self.z.mT)
+        return multiply(grad, self.q.mT).add_(multiply(self.matrix.mT, grad_w))
 
 
-def _next(t: Tensor, y: Tensor, out: Tensor) -> Tensor:
+def _next(t: Tensor) -> Tensor:
     """T' = T p(T) = 1/4 (13 T - 2.75 T² - Y²), with Y = T² - 3.5 T; T symmetric."""
-    square = torch.bmm(t, t, out=out)
-    torch.sub(square, t, alpha=3.5, out=y)
-    return square.mul_(-0.6875).add_(t, alpha=3.25).baddbmm_(y, y, alpha=-0.25)
+    square = multiply(t, t)
+    y = torch.sub(square, t, alpha=3.5)
+    return square.mul_(-0.6875).add_(t, alpha=3.25).sub_(multiply(y, y), alpha=0.25)
 
 
 def _apply_polynomial(t: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """p(T) x = 1/4 (13 x - 15 u + T v) with u = T x, w = 7 x - u, v = T w; and (x, w, v)."""
-    u = t @ x
+    u = multiply(t, x)
     w = torch.sub(7 * x, u)
-    v = t @ w
-    result = torch.sub(3.25 * x, u, alpha=3.75).baddbmm_(t, v, alpha=0.25)
+    v = multiply(t, w)
+    result = torch.sub(3.25 * x, u, alpha=3.75).add_(multiply(t, v), alpha=0.25)
     return result, (x, w, v)
 
 
@@ -129,12 +138,30 @@ def _apply_polynomial_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of T from that of p(T) x."""
     x, w, v = inner
-    grad_v = (t.mT @ grad).mul_(0.25)
-    grad_w = t.mT @ grad_v
+    t_rows = _rows(t.mT)
+    grad_v = multiply(t_rows, grad).mul_(0.25)
+    grad_w = multiply(t_rows, grad_v)
     grad_u = torch.add(grad_w, grad, alpha=3.75).neg_()
     sides = torch.cat([0.25 * grad, grad_v, grad_u], -1), torch.cat([v, w, x], -1)
-    grad_x = torch.add(3.25 * grad, grad_w, alpha=7).baddbmm_(t.mT, grad_u)
-    return grad_x, sides[0] @ sides[1].mT
+    grad_x = torch.add(3.25 * grad, grad_w, alpha=7).add_(multiply(t_rows, grad_u))
+    return grad_x, multiply(sides[0], sides[1].mT)
+
+
+def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The matrices one by one where oneDNN takes them, else all at once."""
+    one = tensors[0][:1]
+    apart = products.takes(one, one)
+    return zip(*(x.split(1 if apart else max(1, len(x))) for x in tensors), strict=True)
+
+
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of two batches of matrices."""
+    return products.product(_rows(a), b) if products.takes(a, b) else torch.bmm(a, b)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x, contiguous if oneDNN is to take it: it would copy it for every product."""
+    return x.contiguous() if len(x) == 1 else x
 
 
 def _newton_steps(iterations: int) -> int:

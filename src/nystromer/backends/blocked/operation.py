@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from nystromer.backends.blocked.attention import gather, gather_backward, scatter, scatter_backward
-from nystromer.backends.blocked.convolution import Convolution, ConvolutionBackward
+from nystromer.backends.blocked.convolution import (
+    Convolution,
+    ConvolutionBackward,
+    taps_gradient,
+    toeplitz,
+)
 from nystromer.backends.blocked.inverse import (
     apply_inverse,
     apply_inverse_backward,
@@ -20,9 +25,10 @@ from nystromer.pinv import NORM_DIMS, Pinv, ridge_pinv, ridge_pinv_backward
 from nystromer.precision import accumulation_dtype
 from nystromer.registration import empty_as, make_differentiable, new_gradients, operation
 
-ROWS_A_THREAD = 2048  # tokens times heads of a block: half a megabyte a table stays in cache
+ROWS_A_THREAD = 2048  # tokens of a block, of all its heads: half a megabyte a table stays in cache
 ROWS_OF_BFLOAT16 = 4096
 ROWS_ELSEWHERE = 1 << 18
+ALL_HEADS = slice(None)
 
 
 class Small(NamedTuple):
@@ -34,9 +40,9 @@ class Small(NamedTuple):
     context: Tensor  # kernel_2⁺ kernel_3 V  [B, H, M, Dv]
     log2_mass: Tensor  # log2 of the row sums of kernel_3  [B, H, M, 1]
 
-    def of(self, b: int, pair: Pair) -> "Small":
-        """Views of sequence b, of the landmarks it uses."""
-        return Small(*(x[b, :, : pair.width] for x in self))
+    def of(self, b: int, heads: slice, pair: Pair) -> "Small":
+        """Views of some heads of sequence b, of the landmarks it uses."""
+        return Small(*(x[b, heads, : pair.width] for x in self))
 
 
 @operation("blocked_forward")
@@ -63,36 +69,30 @@ def blocked_forward(
         given = None
         if query_landmarks is not None and key_landmarks is not None:
             given = (query_landmarks[b], key_landmarks[b])
-        _gather(pair, query[b], key[b], value[b], given, small.of(b, pair), scale, work)
+        _set_landmarks(pair, query[b], key[b], given, small.of(b, ALL_HEADS, pair))
+    parts = [(b, heads, pair) for b, pair in enumerate(pairs) for heads in work.parts(query)]
+    for b, heads, pair in parts:
+        _gather(pair, key[b, heads], value[b, heads], small.of(b, heads, pair), scale, work)
     pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
     _solve(small, nystrom_index(pairs), scale, pinv)
-    for b, pair in enumerate(pairs):
+    matrix = None if conv_weight is None else toeplitz(conv_weight.to(work.factor_dtype))
+    for b, heads, pair in parts:
         convolution = None
-        if conv_weight is not None:
-            taps = conv_weight.to(work.factor_dtype)
-            convolution = Convolution(taps, value[b], pair.keys, work)
-        _scatter(pair, query[b], small.of(b, pair), output[b], convolution, scale, work)
+        if matrix is not None:
+            convolution = Convolution(matrix[heads], value[b, heads], pair.keys, work)
+        tokens = (query[b, heads], small.of(b, heads, pair), output[b, heads])
+        _scatter(pair, *tokens, convolution, scale, work)
     return output, *small
 
 
-def _gather(
-    pair: Pair,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    given: tuple[Tensor, Tensor] | None,
-    small: Small,
-    scale: float,
-    work: Workspace,
+def _set_landmarks(
+    pair: Pair, query: Tensor, key: Tensor, given: tuple[Tensor, Tensor] | None, small: Small
 ) -> None:
-    """Fills in one sequence's landmarks and what they gather; with few keys, its whole context."""
     if pair.empty:
         return
     if pair.few_keys:
         small.k_tilde.copy_(pair.keys.tokens(key))
-        small.context.copy_(pair.keys.tokens(value))
-        return
-    if pair.few_queries:
+    elif pair.few_queries:
         small.q_tilde.copy_(pair.queries.tokens(query))
     elif given is not None:
         small.q_tilde.copy_(given[0])
@@ -100,6 +100,17 @@ def _gather(
     else:
         small.q_tilde.copy_(pair.queries.means(query, pair.num_landmarks))
         small.k_tilde.copy_(pair.keys.means(key, pair.num_landmarks))
+
+
+def _gather(
+    pair: Pair, key: Tensor, value: Tensor, small: Small, scale: float, work: Workspace
+) -> None:
+    """What the landmarks of some heads gather; with few keys, their whole context."""
+    if pair.empty:
+        return
+    if pair.few_keys:
+        small.context.copy_(pair.keys.tokens(value))
+        return
     gathered, log2_mass = gather(small.q_tilde * scale, key, value, pair.keys, work)
     small.gathered.copy_(gathered)
     small.log2_mass.copy_(log2_mass)
@@ -175,27 +186,34 @@ def blocked_backward(
     grad_small = Small(grad_q_tilde, grad_k_tilde, *map(torch.zeros_like, small[2:]))
     pairs = make_pairs(query, key, mask, query_mask, q_tilde.shape[2])
     work = _workspace(query)
-    for b, pair in enumerate(pairs):
-        of_b = (small.of(b, pair), grad_small.of(b, pair))
-        _scatter_backward(pair, query[b], grad_output[b], *of_b, grad_query[b], scale, work)
+    parts = [(b, heads, pair) for b, pair in enumerate(pairs) for heads in work.parts(query)]
+    for b, heads, pair in parts:
+        both = (small.of(b, heads, pair), grad_small.of(b, heads, pair))
+        outside = (query[b, heads], grad_output[b, heads])
+        _scatter_backward(pair, *outside, *both, grad_query[b, heads], scale, work)
     pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
     _solve_backward(small, grad_small, nystrom_index(pairs), scale, pinv)
-    for b, pair in enumerate(pairs):
+    matrix = table = None
+    if conv_weight is not None:
+        matrix = toeplitz(conv_weight.flip(1).to(work.factor_dtype))
+        table = work.zeros(*matrix.shape)
+    for b, heads, pair in parts:
         convolution = None
-        if conv_weight is not None:
-            taps = conv_weight.to(work.factor_dtype)
-            convolution = ConvolutionBackward(taps, grad_output[b], pair.queries, work)
-        tokens, grad_tokens = (key[b], value[b]), (grad_query[b], grad_key[b], grad_value[b])
-        of_b = (small.of(b, pair), grad_small.of(b, pair))
-        _gather_backward(pair, tokens, *of_b, grad_tokens, convolution, scale, work)
+        if matrix is not None and table is not None and not pair.empty:
+            reversed_taps = Convolution(matrix[heads], grad_output[b, heads], pair.queries, work)
+            convolution = ConvolutionBackward(reversed_taps, table[heads])
+        tokens = (key[b, heads], value[b, heads])
+        grad_tokens = (grad_query[b, heads], grad_key[b, heads], grad_value[b, heads])
+        both = (small.of(b, heads, pair), grad_small.of(b, heads, pair))
+        _gather_backward(pair, tokens, *both, grad_tokens, convolution, scale, work)
         if pair.nystrom and not landmarks_given:
-            pair.queries.spread(grad_query[b], grad_q_tilde[b])
-            pair.keys.spread(grad_key[b], grad_k_tilde[b])
+            pair.queries.spread(grad_query[b, heads], grad_q_tilde[b, heads])
+            pair.keys.spread(grad_key[b, heads], grad_k_tilde[b, heads])
         elif not pair.nystrom:  # landmarks from outside took no part
-            grad_q_tilde[b].zero_()
-            grad_k_tilde[b].zero_()
-        if convolution is not None and not pair.empty:
-            grad_taps += convolution.taps()
+            grad_q_tilde[b, heads].zero_()
+            grad_k_tilde[b, heads].zero_()
+    if table is not None:
+        grad_taps += taps_gradient(table)
     return grads
 
 
@@ -300,8 +318,7 @@ def _workspace(query: Tensor) -> Workspace:
     rows *= torch.get_num_threads()
     if query.device.type != "cpu":
         rows = ROWS_ELSEWHERE
-    block = max(64, rows // max(1, query.shape[1]) // 64 * 64)
-    return Workspace(query, accumulation_dtype(query.dtype), block)
+    return Workspace(query, accumulation_dtype(query.dtype), rows)
 
 
 def _results(query: Tensor, value: Tensor, num_landmarks: int) -> tuple[Tensor, Small]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nystromer.backends.blocked import products
 from nystromer.landmarks import means_of_run, spread_over_run_
 
 
@@ -19,8 +20,11 @@ class Workspace:
     or bfloat16.
     """
 
-    def __init__(self, like: Tensor, dtype: torch.dtype, block: int) -> None:
-        self.like, self.dtype, self.block = like, dtype, block
+    def __init__(self, like: Tensor, dtype: torch.dtype, rows: int) -> None:
+        _, heads, tokens, _ = like.shape
+        self.heads = min(max(1, rows // max(1, tokens)), max(1, heads))  # at a time
+        self.block = max(64, rows // self.heads // 64 * 64)
+        self.like, self.dtype = like, dtype
         self.factor_dtype = torch.bfloat16 if like.dtype == torch.bfloat16 else dtype
         self.buffers: dict[tuple[object, ...], Tensor] = {}
 
@@ -29,6 +33,14 @@ class Workspace:
         if key not in self.buffers:
             self.buffers[key] = self.like.new_empty(shape, dtype=dtype or self.dtype)
         return self.buffers[key]
+
+    def parts(self, x: Tensor) -> list[slice]:
+        """The heads of x, [B, H, N, D], in parts of which a block of tokens stays in cache."""
+        return [slice(h, min(h + self.heads, x.shape[1])) for h in range(0, x.shape[1], self.heads)]
+
+    def wants_contiguous(self, tokens: Tensor) -> bool:
+        """Whether products of [H, N, D] as it lies would copy it to fresh memory first."""
+        return tokens.dtype == torch.bfloat16 or (len(tokens) == 1 and products.present(tokens))
 
     def zeros(self, *shape: int) -> Tensor:
         """Zeros in `dtype`, in memory of their own."""
@@ -46,25 +58,45 @@ class Workspace:
 
     def product(self, a: Tensor, b: Tensor, name: str) -> Tensor:
         """a @ b of two batches of factors, itself a factor."""
+        if products.takes(a, b):
+            return products.product(a, b)
         shape = (*a.shape[:2], b.shape[2])
         return torch.bmm(a, b, out=self(name, *shape, dtype=self.factor_dtype))
 
-    def wide_product(self, a: Tensor, b: Tensor, name: str) -> Tensor:
-        """a @ b of two batches of factors as a table: of bfloat16 the product and what its rounding
-        left, a @ b minus that product, which the machine sums before it rounds."""
-        if self.factor_dtype == self.dtype:
-            return self.product(a, b, name)
-        near = self.product(a, b, name)
-        left = self(f"{name} left", *near.shape, dtype=near.dtype)
-        torch.baddbmm(near, a, b, beta=-1, out=left)
-        return self(name, *near.shape).copy_(near).add_(left)
+    def logits(self, a: Tensor, b: Tensor, name: str, minus: Tensor | None = None) -> Tensor:
+        """a @ b [- minus, [H, 1, M]] of two batches of factors, as a table.
+
+        Of bfloat16 it is the float32 product, or the product and what its rounding left, a @ b
+        minus that product, which the machine sums before it rounds.
+        """
+        if self.factor_dtype == self.dtype or products.takes(a, b):
+            wide = self.table(a, f"{name} a"), self.table(b, f"{name} b")
+            if products.takes(*wide):
+                return products.product(*wide, None if minus is None else -minus)
+            table = self.product(*wide, name)
+        else:
+            near = self.product(a, b, name)
+            left = self(f"{name} left", *near.shape, dtype=near.dtype)
+            torch.baddbmm(near, a, b, beta=-1, out=left)
+            table = self(name, *near.shape).copy_(near).add_(left)
+        return table if minus is None else table.sub_(minus)
+
+    def grad_logits(self, a: Tensor, b: Tensor, minus: Tensor, weights: Tensor) -> Tensor:
+        """(a @ b - minus) * weights, a softmax's gradient, as a factor. minus: [H, 1, M]."""
+        if products.takes(a, b):
+            minus, weights = self.factor(minus, "minus"), self.factor(weights, "weights")
+            return products.product(a, b, -minus, weights)
+        table = self.table(self.product(a, b, "grad weights"), "grad logits")
+        return self.factor(table.sub_(minus).mul_(weights), "grad logits factor")
 
     def add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
         """Adds a @ b, rounded to `factor_dtype`, to a sum in `dtype`."""
-        if a.dtype == total.dtype:
+        if a.is_contiguous() and products.takes(a, b):
+            total += products.product(a, b)
+        elif a.dtype == total.dtype:
             total.baddbmm_(a, b)
         else:
-            total.add_(torch.bmm(a, b))
+            total += torch.bmm(a, b)
 
 
 @dataclass(frozen=True)
@@ -82,9 +114,12 @@ class Sequence:
     hole: Tensor | None = None
 
     def blocks(self, size: int) -> Iterator[tuple[int, int]]:
-        """First and one past the last position of every block of `size` positions."""
+        """First and one past the last position of every block: of `size` positions, then of a
+        number of eighths of it, for products want few shapes, then what is left."""
         for i in range(self.start, self.stop, size):
-            yield i, min(i + size, self.stop)
+            stop = min(i + size, self.stop)
+            middle = stop - (stop - i) % max(1, size // 512 * 64)
+            yield from ((a, b) for a, b in ((i, middle), (middle, stop)) if a < b)
 
     def holes(self, i: int, j: int) -> Tensor | None:
         """Padding among the positions i ... j, bool [j - i], or None."""
@@ -93,8 +128,7 @@ class Sequence:
     def read(self, x: Tensor, i: int, j: int, work: Workspace, name: str) -> Tensor:
         """x[:, i:j] as a factor of products, zero at padding. x: [H, N, D]."""
         part, hole, dtype = x[:, i:j], self.holes(i, j), work.factor_dtype
-        strided = part.dtype == torch.bfloat16 and not part.is_contiguous()
-        if hole is None and not strided:  # bfloat16 products would copy it to fresh memory
+        if hole is None and (part.is_contiguous() or not work.wants_contiguous(part)):
             return work.cast(part, dtype, name)
         copy = work(name, *part.shape, dtype=dtype).copy_(part)
         return copy if hole is None else copy.masked_fill_(hole[:, None], 0.0)
