@@ -70,7 +70,7 @@ class Workspace:
         minus that product, which the machine sums before it rounds.
         """
         if self.factor_dtype == self.dtype or products.takes(a, b):
-            wide = self.table(a, f"{name} a"), self.table(b, f"{name} b")
+            wide = self.table(a, f"{name} a"), self.table(b.mT, f"{name} b").mT
             if products.takes(*wide):
                 return products.product(*wide, None if minus is None else -minus)
             table = self.product(*wide, name)
