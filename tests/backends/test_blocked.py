@@ -89,7 +89,7 @@ def test_blocked_keeps_the_memory_order_of_its_inputs():
 
 def test_logits_of_bfloat16_keep_what_one_rounded_product_loses():
     a, b = (torch.randn(2, 40, 64).bfloat16() for _ in range(2))
-    table = Workspace(a[None], torch.float32, 64).logits(a, b.mT, "logits")
+    table = Workspace(a, torch.float32).logits(a, b.mT, "logits")
     exact = a.double() @ b.double().mT
     assert table.dtype == torch.float32
     assert relative_error(table, exact) < 1e-4

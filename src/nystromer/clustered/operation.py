@@ -167,7 +167,7 @@ def _clusters(q: Tensor, k: Tensor, budget: Budget) -> tuple[Clusters, Clusters]
 
 
 def _workspace(query: Tensor) -> Workspace:
-    return Workspace(query, accumulation_dtype(query.dtype), 0)
+    return Workspace(query, accumulation_dtype(query.dtype))
 
 
 def _heads(q: Tensor) -> Iterator[tuple[int, int]]:

@@ -20,6 +20,7 @@ from nystromer.backends.blocked.inverse import (
     start_norm_backward,
 )
 from nystromer.backends.blocked.pairs import Pair, make_pairs, nystrom_index
+from nystromer.backends.blocked.products import present
 from nystromer.backends.blocked.sequences import Workspace
 from nystromer.pinv import NORM_DIMS, Pinv, ridge_pinv, ridge_pinv_backward
 from nystromer.precision import accumulation_dtype
@@ -28,6 +29,7 @@ from nystromer.registration import empty_as, make_differentiable, new_gradients,
 ROWS_A_THREAD = 2048  # tokens of a block, of all its heads: half a megabyte a table stays in cache
 ROWS_OF_BFLOAT16 = 4096
 ROWS_ELSEWHERE = 1 << 18
+PRODUCTS_A_THREAD = 1 << 22  # of one head and one product: from these on all threads are busy
 ALL_HEADS = slice(None)
 
 
@@ -63,7 +65,7 @@ def blocked_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The output, and the fields of `Small`."""
     pairs = make_pairs(query, key, mask, query_mask, num_landmarks)
-    work = _workspace(query)
+    work = _workspace(query, num_landmarks)
     output, small = _results(query, value, num_landmarks)
     for b, pair in enumerate(pairs):
         given = None
@@ -185,7 +187,7 @@ def blocked_backward(
     grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde = grads
     grad_small = Small(grad_q_tilde, grad_k_tilde, *map(torch.zeros_like, small[2:]))
     pairs = make_pairs(query, key, mask, query_mask, q_tilde.shape[2])
-    work = _workspace(query)
+    work = _workspace(query, q_tilde.shape[2])
     parts = [(b, heads, pair) for b, pair in enumerate(pairs) for heads in work.parts(query)]
     for b, heads, pair in parts:
         both = (small.of(b, heads, pair), grad_small.of(b, heads, pair))
@@ -313,12 +315,19 @@ def _solve_backward(
 make_differentiable("blocked")
 
 
-def _workspace(query: Tensor) -> Workspace:
-    rows = ROWS_OF_BFLOAT16 if query.dtype == torch.bfloat16 else ROWS_A_THREAD
-    rows *= torch.get_num_threads()
+def _workspace(query: Tensor, num_landmarks: int) -> Workspace:
+    """One head at a time where oneDNN takes its products, else as many as fill a block."""
+    _, all_heads, tokens, dim = query.shape
+    threads = torch.get_num_threads()
+    rows = (ROWS_OF_BFLOAT16 if query.dtype == torch.bfloat16 else ROWS_A_THREAD) * threads
     if query.device.type != "cpu":
         rows = ROWS_ELSEWHERE
-    return Workspace(query, accumulation_dtype(query.dtype), rows)
+    heads = max(1, min(rows // max(1, tokens), all_heads))
+    large = tokens * num_landmarks * dim >= PRODUCTS_A_THREAD * threads
+    if large and query.dtype == torch.float32 and present(query):
+        heads = 1
+    block = max(64, rows // heads // 64 * 64)
+    return Workspace(query, accumulation_dtype(query.dtype), heads, block)
 
 
 def _results(query: Tensor, value: Tensor, num_landmarks: int) -> tuple[Tensor, Small]:

@@ -20,10 +20,8 @@ class Workspace:
     or bfloat16.
     """
 
-    def __init__(self, like: Tensor, dtype: torch.dtype, rows: int) -> None:
-        _, heads, tokens, _ = like.shape
-        self.heads = min(max(1, rows // max(1, tokens)), max(1, heads))  # at a time
-        self.block = max(64, rows // self.heads // 64 * 64)
+    def __init__(self, like: Tensor, dtype: torch.dtype, heads: int = 1, block: int = 64) -> None:
+        self.heads, self.block = heads, block  # at a time: heads, and tokens of each
         self.like, self.dtype = like, dtype
         self.factor_dtype = torch.bfloat16 if like.dtype == torch.bfloat16 else dtype
         self.buffers: dict[tuple[object, ...], Tensor] = {}
