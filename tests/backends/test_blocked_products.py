@@ -6,7 +6,7 @@ import torch
 
 from cases import TOLERANCE, Case, assert_close, from_oracle, make_inputs, relative_error
 from nystromer import nystrom_attention
-from nystromer.backends.blocked import products
+from nystromer.backends.blocked import operation, products
 from nystromer.backends.blocked.sequences import all_tokens
 
 WITH_ONEDNN = products.present(torch.ones(1))
@@ -97,3 +97,23 @@ def test_blocks_are_of_few_sizes():
         j - i for n in range(1000, 9000, 7) for i, j in all_tokens(n).blocks(4096) if j - i >= 512
     }
     assert sizes == {512 * i for i in range(1, 9)}
+
+
+def test_large_products_go_head_by_head():
+    """8 heads of 1,024 tokens: with 256 landmarks a product of one head is large enough."""
+    query = torch.empty(1, 8, 1024, 64)
+    heads = operation.ROWS_A_THREAD // 1024
+    assert operation._workspace(query, 16).heads == heads > 1
+    assert operation._workspace(query, 256).heads == (1 if WITH_ONEDNN else heads)
+
+
+def test_gradients_keep_their_digits_where_kernel_2_is_near_rank_one():
+    """Long segments of noise have means alike: Z' = Z Q as Q Zᵀ, for Q is symmetric, gives 9e-6."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, 2, 4096, 64) for _ in range(3)]
+    options = {"num_landmarks": 64, "conv_weight": None}
+    grad = torch.randn(1, 2, 4096, 64)
+    expected = run([x.double() for x in tensors], options, grad.double(), "eager")
+    _, *got, _ = run(tensors, options, grad, "blocked")
+    for of_input, exact in zip(got, expected[1:3], strict=True):
+        assert relative_error(of_input, exact) < 6e-6
