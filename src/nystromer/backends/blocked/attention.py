@@ -68,9 +68,8 @@ def gather_backward(
     for i, j in sequence.blocks(work.block):
         k = sequence.read(key, i, j, work, "key")
         v = sequence.read(value, i, j, work, "value")
-        weights = work.logits(
-            k, exponents.mT, "logits", log2_mass.mT
-        ).exp2_()  # kernel_3, transposed
+        logits = work.logits(k, exponents.mT, "logits", minus=log2_mass.mT)  # a row for every token
+        weights = logits.exp2_()  # kernel_3, transposed
         _hide(weights.mT, sequence.holes(i, j), 0.0)
         grad_logits = work.grad_logits(v, grad_gathered.mT, bias, weights)
         work.add_product(grad_landmarks, grad_logits.mT, k)
