@@ -1,4 +1,4 @@
-"""The growth of a program's peak memory, in a process of its own."""
+"""What a program measures of its own memory, in a process of its own."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ def peak():  # bytes, since this program began: ru_maxrss may be that of the pro
 """
 
 
-def growth(program, *arguments):
+def number_printed(program, *arguments):
     """What the program prints last, a number; it knows peak() and its words as sys.argv[1:]."""
     command = [sys.executable, "-c", PEAK + program, *arguments]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

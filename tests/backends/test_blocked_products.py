@@ -15,6 +15,7 @@ LARGE = [
     Case(n=2300, m=96, dim=64, value_dim=48, kernel=7, masks="holes"),
     Case(n=1700, m=192, dim=64, value_dim=64, batch=1),
     Case(n=2300, n_k=2100, m=64, dim=64, value_dim=64, batch=1),
+    Case(n=4200, m=160, dim=64, value_dim=64, kernel=33, batch=1),
 ]
 
 
@@ -71,6 +72,30 @@ def test_product_adds_and_multiplies_before_it_rounds(dtype):
     sums = wide[0] @ wide[1] + wide[2]
     assert relative_error(products.product(a, b, plus), sums) < limit
     assert relative_error(products.product(a, b, plus, times), sums * wide[3]) < limit
+
+
+@pytest.mark.skipif(not WITH_ONEDNN, reason="needs AVX-512")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("n", "m", "dim"), [(64, 3, 5), (4096, 160, 64), (8192, 67, 61)])
+def test_contraction_sums_over_tokens(n, m, dim, threads):
+    a, b = torch.randn(1, n, m).mT, torch.randn(1, n, dim)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = products.contraction(a, b)
+    finally:
+        torch.set_num_threads(before)
+    assert relative_error(found, a.double() @ b.double()) < 2e-6
+
+
+def test_only_large_sums_over_tokens_are_contractions():
+    a, b = torch.ones(1, 4096, 128), torch.ones(1, 4096, 64)
+    assert products.contracts(a.mT, b) == WITH_ONEDNN
+    assert not products.contracts(torch.ones(1, 4096, 64).mT, b)
+    assert not products.contracts(a.mT.contiguous(), b)
+    assert not products.contracts(a[:, :-1].mT, b[:, :-1])
+    assert not products.contracts(a.bfloat16().mT, b.bfloat16())
+    assert not products.contracts(*(x.expand(2, -1, -1) for x in (a.mT, b)))
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")

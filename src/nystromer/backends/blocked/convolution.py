@@ -18,9 +18,15 @@ def toeplitz(taps: Tensor) -> Tensor:
     """[H, T, T + K - 1] with taps[h, t] at [h, i, i + t]. taps: [H, K], odd K."""
     heads, kernel = taps.shape
     matrix = taps.new_zeros(heads, TILE, TILE + kernel - 1)
-    row = torch.arange(TILE, device=taps.device)[:, None]
-    matrix[:, row, row + torch.arange(kernel, device=taps.device)] = taps[:, None]
+    _band(matrix).copy_(taps[:, None])
     return matrix
+
+
+def _band(matrix: Tensor) -> Tensor:
+    """The view [H, T, K] of [H, T, T + K - 1] with [h, i, i + t] at [h, i, t]."""
+    heads, _, reach = matrix.shape
+    strides = (TILE * reach, reach + 1, 1)
+    return matrix.as_strided((heads, TILE, reach - TILE + 1), strides, matrix.storage_offset())
 
 
 class Convolution:
@@ -100,11 +106,15 @@ class ConvolutionBackward:
         """Gradient of the input x[:, i:j] = [H, j - i, D]; a view of scratch memory."""
         windows = self.reversed.windows(i, j)  # of grad_output
         heads, dim, (count, reach, _) = len(x), x.shape[2], windows.shape
-        tiles = self.work("tiles", heads, count // heads * TILE, dim, dtype=x.dtype)
-        tiles[:, : j - i] = x
-        tiles[:, j - i :].zero_()
-        tables = self.work("tables", count, TILE, reach, dtype=x.dtype)
-        torch.bmm(tiles.view(count, TILE, dim), windows.mT, out=tables)
+        if heads == 1 and (j - i) % TILE == 0:
+            tiles = x.view(-1, TILE, dim)
+        else:
+            padded = self.work("tiles", heads, count // heads * TILE, dim, dtype=x.dtype)
+            padded[:, : j - i] = x
+            padded[:, j - i :].zero_()
+            tiles = padded.view(count, TILE, dim)
+        tables = self.work("tables", len(tiles), TILE, reach, dtype=x.dtype)
+        torch.bmm(tiles, windows[: len(tiles)].mT, out=tables)
         self.table += tables.view(heads, -1, TILE, reach).sum(1, dtype=self.table.dtype)
         return self.reversed.product(windows)[:, : j - i]
 
@@ -117,5 +127,4 @@ class ConvolutionBackward:
 
 def taps_gradient(table: Tensor) -> Tensor:
     """[H, K], of the sum of tables [H, T, T + K - 1]."""
-    last = table.shape[2] - TILE
-    return torch.stack([table.diagonal(last - t, 1, 2).sum(-1) for t in range(last + 1)], 1)
+    return _band(table).sum(1).flip(1)

@@ -30,7 +30,6 @@ ROWS_A_THREAD = 2048  # tokens of a block, of all its heads: half a megabyte a t
 ROWS_OF_BFLOAT16 = 4096
 ROWS_ELSEWHERE = 1 << 18
 PRODUCTS_A_THREAD = 1 << 22  # of one head and one product: from these on all threads are busy
-ALL_HEADS = slice(None)
 
 
 class Small(NamedTuple):
@@ -42,9 +41,21 @@ class Small(NamedTuple):
     context: Tensor  # kernel_2⁺ kernel_3 V  [B, H, M, Dv]
     log2_mass: Tensor  # log2 of the row sums of kernel_3  [B, H, M, 1]
 
-    def of(self, b: int, heads: slice, pair: Pair) -> "Small":
-        """Views of some heads of sequence b, of the landmarks it uses."""
-        return Small(*(x[b, heads, : pair.width] for x in self))
+    def of(self, b: int, pair: Pair) -> "Small":
+        """Views of sequence b, of the landmarks it uses."""
+        return Small(*(x[b, :, : pair.width] for x in self))
+
+
+class Part(NamedTuple):
+    """Some heads of one sequence, as views; or all the gradients of such a part."""
+
+    pair: Pair
+    query: Tensor  # [H, Nq, D]
+    key: Tensor  # [H, Nk, D]
+    value: Tensor  # [H, Nk, Dv]
+    output: Tensor  # [H, Nq, Dv]
+    small: Small
+    taps: Tensor | None  # as the matrix of `toeplitz`
 
 
 @operation("blocked_forward")
@@ -71,20 +82,31 @@ def blocked_forward(
         given = None
         if query_landmarks is not None and key_landmarks is not None:
             given = (query_landmarks[b], key_landmarks[b])
-        _set_landmarks(pair, query[b], key[b], given, small.of(b, ALL_HEADS, pair))
-    parts = [(b, heads, pair) for b, pair in enumerate(pairs) for heads in work.parts(query)]
-    for b, heads, pair in parts:
-        _gather(pair, key[b, heads], value[b, heads], small.of(b, heads, pair), scale, work)
+        _set_landmarks(pair, query[b], key[b], given, small.of(b, pair))
+    taps = None if conv_weight is None else toeplitz(conv_weight.to(work.factor_dtype))
+    parts = _parts(work, pairs, (query, key, value, output), small, taps)
+    for part in parts:
+        _gather(part, scale, work)
     pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
     _solve(small, nystrom_index(pairs), scale, pinv)
-    matrix = None if conv_weight is None else toeplitz(conv_weight.to(work.factor_dtype))
-    for b, heads, pair in parts:
-        convolution = None
-        if matrix is not None:
-            convolution = Convolution(matrix[heads], value[b, heads], pair.keys, work)
-        tokens = (query[b, heads], small.of(b, heads, pair), output[b, heads])
-        _scatter(pair, *tokens, convolution, scale, work)
+    for part in parts:
+        _scatter(part, scale, work)
     return output, *small
+
+
+def _parts(
+    work: Workspace,
+    pairs: list[Pair],
+    tokens: tuple[Tensor, Tensor, Tensor, Tensor],
+    small: Small,
+    taps: Tensor | None,
+) -> list[Part]:
+    """All parts of a batch. tokens: the fields of `Part`, [B, ...]."""
+    parts = []
+    for b, pair in enumerate(pairs):
+        for *views, matrix in work.split(*(x[b] for x in tokens), *small.of(b, pair), taps):
+            parts.append(Part(pair, *views[:4], Small(*views[4:]), matrix))
+    return parts
 
 
 def _set_landmarks(
@@ -104,10 +126,9 @@ def _set_landmarks(
         small.k_tilde.copy_(pair.keys.means(key, pair.num_landmarks))
 
 
-def _gather(
-    pair: Pair, key: Tensor, value: Tensor, small: Small, scale: float, work: Workspace
-) -> None:
-    """What the landmarks of some heads gather; with few keys, their whole context."""
+def _gather(part: Part, scale: float, work: Workspace) -> None:
+    """What the landmarks gather; with few keys, their whole context."""
+    pair, _, key, value, _, small, _ = part
     if pair.empty:
         return
     if pair.few_keys:
@@ -118,16 +139,10 @@ def _gather(
     small.log2_mass.copy_(log2_mass)
 
 
-def _scatter(
-    pair: Pair,
-    query: Tensor,
-    small: Small,
-    output: Tensor,
-    convolution: Convolution | None,
-    scale: float,
-    work: Workspace,
-) -> None:
-    """Writes one sequence's output, [H, Nq, Dv]."""
+def _scatter(part: Part, scale: float, work: Workspace) -> None:
+    """Writes the output."""
+    pair, query, _, value, output, small, taps = part
+    convolution = None if taps is None else Convolution(taps, value, pair.keys, work)
     if pair.empty:
         output.zero_()
     elif pair.few_queries:
@@ -188,48 +203,37 @@ def blocked_backward(
     grad_small = Small(grad_q_tilde, grad_k_tilde, *map(torch.zeros_like, small[2:]))
     pairs = make_pairs(query, key, mask, query_mask, q_tilde.shape[2])
     work = _workspace(query, q_tilde.shape[2])
-    parts = [(b, heads, pair) for b, pair in enumerate(pairs) for heads in work.parts(query)]
-    for b, heads, pair in parts:
-        both = (small.of(b, heads, pair), grad_small.of(b, heads, pair))
-        outside = (query[b, heads], grad_output[b, heads])
-        _scatter_backward(pair, *outside, *both, grad_query[b, heads], scale, work)
+    taps = table = None
+    if conv_weight is not None:
+        taps = toeplitz(conv_weight.flip(1).to(work.factor_dtype))
+        table = work.zeros(*taps.shape)
+    tokens = (query, key, value, grad_output)
+    grad_tokens = (grad_query, grad_key, grad_value, grad_output)
+    parts = _parts(work, pairs, tokens, small, taps)
+    part_grads = _parts(work, pairs, grad_tokens, grad_small, table)
+    both = list(zip(parts, part_grads, strict=True))
+    for part, grad in both:
+        _scatter_backward(part, grad, scale, work)
     pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
     _solve_backward(small, grad_small, nystrom_index(pairs), scale, pinv)
-    matrix = table = None
-    if conv_weight is not None:
-        matrix = toeplitz(conv_weight.flip(1).to(work.factor_dtype))
-        table = work.zeros(*matrix.shape)
-    for b, heads, pair in parts:
-        convolution = None
-        if matrix is not None and table is not None and not pair.empty:
-            reversed_taps = Convolution(matrix[heads], grad_output[b, heads], pair.queries, work)
-            convolution = ConvolutionBackward(reversed_taps, table[heads])
-        tokens = (key[b, heads], value[b, heads])
-        grad_tokens = (grad_query[b, heads], grad_key[b, heads], grad_value[b, heads])
-        both = (small.of(b, heads, pair), grad_small.of(b, heads, pair))
-        _gather_backward(pair, tokens, *both, grad_tokens, convolution, scale, work)
+    for part, grad in both:
+        _gather_backward(part, grad, scale, work)
+        pair = part.pair
         if pair.nystrom and not landmarks_given:
-            pair.queries.spread(grad_query[b, heads], grad_q_tilde[b, heads])
-            pair.keys.spread(grad_key[b, heads], grad_k_tilde[b, heads])
+            pair.queries.spread(grad.query, grad.small.q_tilde)
+            pair.keys.spread(grad.key, grad.small.k_tilde)
         elif not pair.nystrom:  # landmarks from outside took no part
-            grad_q_tilde[b, heads].zero_()
-            grad_k_tilde[b, heads].zero_()
+            grad.small.q_tilde.zero_()
+            grad.small.k_tilde.zero_()
     if table is not None:
         grad_taps += taps_gradient(table)
     return grads
 
 
-def _scatter_backward(
-    pair: Pair,
-    query: Tensor,
-    grad_output: Tensor,
-    small: Small,
-    grad: Small,
-    grad_query: Tensor,
-    scale: float,
-    work: Workspace,
-) -> None:
+def _scatter_backward(part: Part, grad_part: Part, scale: float, work: Workspace) -> None:
     """Gradients of `_scatter`: of the queries as they stand there, and of what they read."""
+    pair, query, small = part.pair, part.query, part.small
+    grad_query, grad_output, grad = grad_part.query, grad_part.output, grad_part.small
     if pair.empty:
         grad_query.zero_()
     elif pair.few_queries:
@@ -244,18 +248,14 @@ def _scatter_backward(
         grad.context.copy_(grad_context)
 
 
-def _gather_backward(
-    pair: Pair,
-    tokens: tuple[Tensor, Tensor],
-    small: Small,
-    grad: Small,
-    grad_tokens: tuple[Tensor, Tensor, Tensor],
-    convolution: ConvolutionBackward | None,
-    scale: float,
-    work: Workspace,
-) -> None:
+def _gather_backward(part: Part, grad_part: Part, scale: float, work: Workspace) -> None:
     """Gradients of `_gather` for keys and values, with the convolution's, and for few queries."""
-    (key, value), (grad_query, grad_key, grad_value) = tokens, grad_tokens
+    pair, _, key, value, _, small, taps = part
+    _, grad_query, grad_key, grad_value, grad_output, grad, grad_taps = grad_part
+    convolution = None
+    if taps is not None and grad_taps is not None:
+        reversed_taps = Convolution(taps, grad_output, pair.queries, work)
+        convolution = ConvolutionBackward(reversed_taps, grad_taps)
     if pair.empty or pair.few_keys:
         grad_key.zero_()
         grad_value.zero_()
