@@ -11,7 +11,7 @@ from torch import Tensor
 from nystromer.checks import check_mask, check_positive
 from nystromer.precision import accumulation_dtype
 
-MEANS_BLOCK = 512  # tokens converted to float32 at a time
+MEANS_BLOCK = 2048  # tokens converted to float32 at a time
 KMEANS_BLOCK = 4096  # tokens compared with all centres at a time, so that no N x M table is kept
 
 
