@@ -130,6 +130,10 @@ def test_large_products_go_head_by_head():
     heads = operation.ROWS_A_THREAD // 1024
     assert operation._workspace(query, 16).heads == heads > 1
     assert operation._workspace(query, 256).heads == (1 if WITH_ONEDNN else heads)
+    half = torch.empty(1, 8, 2048, 64, dtype=torch.bfloat16)
+    heads = operation.ROWS_OF_BFLOAT16 // 2048
+    assert operation._workspace(half, 64).heads == heads > 1
+    assert operation._workspace(half, 256).heads == (1 if WITH_ONEDNN else heads)
 
 
 def test_gradients_keep_their_digits_where_kernel_2_is_near_rank_one():

@@ -7,7 +7,8 @@ Started from Z_0 = Aᵀ / c, the matrix T_j = A Z_j is symmetric, and eq. 14 is 
 so that Z_n x = Z_s p(T_s) ... p(T_{n-1}) x: from step s on, a step is two products of M x M
 matrices in place of four, and x has few columns. But T squares the condition of A, and this chain
 does not correct itself as eq. 14 does: an error of T_s grows by 13/4 with every step. So the first
-steps are eq. 14, and the last CHAIN are the chain. Measured in docs/log.md.
+steps are eq. 14, and the last CHAIN are the chain; where x is about as wide as A, to apply a step
+to it costs what that saves, and the last alone is applied. Measured in docs/log.md.
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ def apply_inverse(matrix: Tensor, norm: Tensor, x: Tensor, iterations: int) -> T
 
 
 def _apply(iterations: int, matrix: Tensor, norm: Tensor, x: Tensor) -> Tensor:
+    wide = 3 * x.shape[2] >= 2 * matrix.shape[2]
+    applied = 1 if wide else min(CHAIN, iterations)
     z = matrix.mT / norm
-    for _ in range(_newton_steps(iterations)):
+    for _ in range(iterations - applied):
         z = _Step(matrix, z).next()
     chain = [multiply(matrix, z)]
-    for _ in range(iterations - _newton_steps(iterations) - 1):
+    for _ in range(applied - 1):
         chain.append(_next(chain[-1]))
     for t in reversed(chain):
         x = _apply_polynomial(t, x)[0]
@@ -98,21 +101,26 @@ class _Step:
     def __init__(self, matrix: Tensor, z: Tensor) -> None:
         self.matrix, self.z = matrix, z
         self.w = multiply(matrix, z)
-        self.p = multiply(self.w, self.w).sub_(self.w, alpha=7)
-        self.p.diagonal(dim1=1, dim2=2).add_(15)
-        self.q = multiply(self.w, self.p).mul_(-0.25)
+        p = multiply(self.w, self.w).sub_(self.w, alpha=7)
+        p.diagonal(dim1=1, dim2=2).add_(15)
+        self.q = multiply(self.w, p).mul_(-0.25)
         self.q.diagonal(dim1=1, dim2=2).add_(3.25)
 
     def next(self) -> Tensor:
         return multiply(self.z, self.q)
 
     def backward(self, grad: Tensor, grad_matrix: Tensor) -> Tensor:
-        """Gradient of Z from that of Z'; adds to that of A. The lines above, last to first."""
-        w_rows = _rows(self.w.mT)
+        """Gradient of Z from that of Z'; adds to that of A.
+
+        W is symmetric whatever A is, so only the symmetric part of its gradient counts, that of Q
+        likewise: two products in place of four.
+        """
         grad_q = multiply(self.z.mT, grad)
-        grad_p = multiply(w_rows, grad_q).mul_(-0.25)
-        grad_w = multiply(w_rows, grad_p).sub_(grad_p, alpha=7).add_(multiply(grad_p, self.w.mT))
-        grad_w.sub_(multiply(grad_q, self.p.mT), alpha=0.25)
+        grad_q = 0.5 * (grad_q + grad_q.mT)
+        x = multiply(self.w, grad_q)
+        inner = (1.75 * grad_q).sub_(x, alpha=0.25).sub_(x.mT, alpha=0.125)
+        half = multiply(self.w, inner).sub_(grad_q, alpha=1.875)
+        grad_w = half + half.mT
         grad_matrix += multiply(grad_w, self.z.mT)
         return multiply(grad, self.q.mT).add_(multiply(self.matrix.mT, grad_w))
 
@@ -162,7 +170,3 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
 def _rows(x: Tensor) -> Tensor:
     """x, contiguous if oneDNN is to take it: it would copy it for every product."""
     return x.contiguous() if len(x) == 1 else x
-
-
-def _newton_steps(iterations: int) -> int:
-    return max(0, iterations - CHAIN)

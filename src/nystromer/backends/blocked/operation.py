@@ -30,6 +30,7 @@ ROWS_A_THREAD = 2048  # tokens of a block, of all its heads: half a megabyte a t
 ROWS_OF_BFLOAT16 = 4096
 ROWS_ELSEWHERE = 1 << 18
 PRODUCTS_A_THREAD = 1 << 22  # of one head and one product: from these on all threads are busy
+PRODUCTS_OF_BFLOAT16 = 1 << 24
 
 
 class Small(NamedTuple):
@@ -104,8 +105,8 @@ def _parts(
     """All parts of a batch. tokens: the fields of `Part`, [B, ...]."""
     parts = []
     for b, pair in enumerate(pairs):
-        for *views, matrix in work.split(*(x[b] for x in tokens), *small.of(b, pair), taps):
-            parts.append(Part(pair, *views[:4], Small(*views[4:]), matrix))
+        views = work.split(*(x[b] for x in tokens), *small.of(b, pair), taps)
+        parts += [Part(pair, q, k, v, o, Small(*few), taps) for q, k, v, o, *few, taps in views]
     return parts
 
 
@@ -319,12 +320,13 @@ def _workspace(query: Tensor, num_landmarks: int) -> Workspace:
     """One head at a time where oneDNN takes its products, else as many as fill a block."""
     _, all_heads, tokens, dim = query.shape
     threads = torch.get_num_threads()
-    rows = (ROWS_OF_BFLOAT16 if query.dtype == torch.bfloat16 else ROWS_A_THREAD) * threads
+    rows, least = ROWS_A_THREAD * threads, PRODUCTS_A_THREAD * threads
+    if query.dtype == torch.bfloat16:
+        rows, least = ROWS_OF_BFLOAT16 * threads, PRODUCTS_OF_BFLOAT16 * threads
     if query.device.type != "cpu":
         rows = ROWS_ELSEWHERE
     heads = max(1, min(rows // max(1, tokens), all_heads))
-    large = tokens * num_landmarks * dim >= PRODUCTS_A_THREAD * threads
-    if large and query.dtype == torch.float32 and present(query):
+    if tokens * num_landmarks * dim >= least and present(query):
         heads = 1
     block = max(64, rows // heads // 64 * 64)
     return Workspace(query, accumulation_dtype(query.dtype), heads, block)
