@@ -94,6 +94,17 @@ def test_blocked_saves_nothing_that_grows_with_n():
     assert all(x.shape[2] == 8 for x in rest)
 
 
+@pytest.mark.parametrize(("queries", "keys"), [(5, 40), (40, 5), (5, 5)])
+def test_given_landmarks_that_took_no_part_have_no_gradient(queries, keys):
+    """Up to M queries or keys are their own landmarks."""
+    q, k, v = (torch.randn(1, 2, n, 8) for n in (queries, keys, keys))
+    landmarks = tuple(torch.randn(1, 2, 6, 8).requires_grad_() for _ in range(2))
+    output = nystrom_attention(q, k, v, landmarks=landmarks, backend="blocked")
+    torch.testing.assert_close(output, torch.softmax(q @ k.mT / 8**0.5, -1) @ v)
+    grads = torch.autograd.grad(output.sin().sum(), landmarks)
+    assert not any(x.any() for x in grads)
+
+
 def test_blocked_refuses_a_second_derivative():
     q = torch.randn(1, 2, 50, 8, requires_grad=True)
     output = nystrom_attention(q, q, q, num_landmarks=8, backend="blocked")

@@ -25,8 +25,7 @@ def toeplitz(taps: Tensor) -> Tensor:
 def _band(matrix: Tensor) -> Tensor:
     """The view [H, T, K] of [H, T, T + K - 1] with [h, i, i + t] at [h, i, t]."""
     heads, _, reach = matrix.shape
-    strides = (TILE * reach, reach + 1, 1)
-    return matrix.as_strided((heads, TILE, reach - TILE + 1), strides, matrix.storage_offset())
+    return matrix.as_strided((heads, TILE, reach - TILE + 1), (TILE * reach, reach + 1, 1))
 
 
 class Convolution:
