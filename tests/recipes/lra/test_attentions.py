@@ -83,7 +83,7 @@ def test_convolution_is_the_one_of_nystrom_attention(documents):
 
 def test_source_names_package_and_version():
     assert attentions.source("linformer") == "linformer 0.2.3"
-    assert attentions.source("exact") == f"torch {torch.__version__}"
+    assert f"torch {torch.__version__}".startswith(attentions.source("exact"))
     assert attentions.source("none").startswith("nystromer ")
 
 
