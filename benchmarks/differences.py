@@ -172,6 +172,25 @@ def torch_convolution():
         yield "the same, ours", change(got, gradients[0])
 
 
+def torch_bfloat16():
+    """The queries' gradient, where keys and values have a mean, as in trained layers."""
+    for mean in (0, 3):
+        q, k, v, grad = (torch.randn(1, 2, 4096, 64) for _ in range(4))
+        inputs = [x.bfloat16() for x in (q, k + mean, v + mean)]
+        figures = []
+        for attention in (F.scaled_dot_product_attention, nystrom_attention):
+            gradients = []
+            for dtype in (torch.bfloat16, torch.float64):
+                tensors = [x.detach().to(dtype).requires_grad_() for x in inputs]
+                out = attention(*tensors)
+                gradients.append(torch.autograd.grad(out, tensors[0], grad.to(dtype))[0])
+            figures.append(change(*gradients))
+        exact, ours = figures
+        what = f"keys and values of mean {mean}: error of the queries' gradient"
+        yield f"scaled_dot_product_attention in bfloat16, N = 4,096, {what}", exact
+        yield "the same, ours", ours
+
+
 def main() -> None:
     torch.manual_seed(0)
     rows = [
@@ -184,6 +203,7 @@ def main() -> None:
             (TRANSFORMERS, transformers_dense),
             (TRANSFORMERS, transformers_nystrom),
             (TORCH, torch_convolution),
+            (TORCH, torch_bfloat16),
         ]
         for what, figure in measure()
     ]

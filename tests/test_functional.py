@@ -229,6 +229,29 @@ def test_nystrom_attention_survives_huge_logits(backend, shift, dtype):
         assert torch.isfinite(grad).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("keys", "values"), [(3, 3), (20, 0), (0, 10)])
+@backends
+def test_half_precision_does_not_multiply_what_all_tokens_share(backend, keys, values, dtype):
+    """A mean of keys or values, as real layers have it: softmaxes cancel it, roundings need not.
+
+    At 3 and 3 scaled_dot_product_attention in bfloat16 has the queries' gradient off by a third.
+    """
+    case = Case(n=700, m=64, batch=1, heads=1, dim=64, value_dim=64, masks="holes")
+    (q, k, v), options = make_inputs(case, dtype)
+    tensors = [x.requires_grad_() for x in (q, k + keys, v + values)]
+    probe = torch.randn(v.shape).to(dtype)
+    wide = [x.double().detach().requires_grad_() for x in tensors]
+    expected = nystrom_attention(*wide, **options, backend="eager")
+    output = nystrom_attention(*tensors, **options, backend=backend)
+    assert_close(output, expected, TOLERANCE[dtype])
+    gradients = torch.autograd.grad(output, tensors, probe)
+    for ours, truth in zip(
+        gradients, torch.autograd.grad(expected, wide, probe.double()), strict=True
+    ):
+        assert_close(ours, truth, 3 * TOLERANCE[dtype])
+
+
 @backends
 def test_nystrom_attention_is_deterministic(backend):
     tensors, options = make_inputs(Case(n=700, m=32, kernel=7, masks="holes"), torch.float32)

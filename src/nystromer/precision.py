@@ -28,6 +28,20 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext()
 
 
+def centred(x: Tensor) -> Tensor:
+    """Landmarks, or their contexts, [..., M, D], without their mean.
+
+    No softmax over landmarks changes with it, nor its gradient, but half precision rounds in
+    proportion to it.
+    """
+    return x - x.mean(-2, keepdim=True)
+
+
 def _autocasts(x: Tensor) -> bool:
     device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+@torch.compiler.assume_constant_result  # torch 2.11 cannot trace the call
+def _autocast_available(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)

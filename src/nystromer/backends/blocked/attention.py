@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nystromer.backends.blocked.convolution import Convolution, ConvolutionBackward
 from nystromer.backends.blocked.sequences import Sequence, Workspace
+from nystromer.precision import centred
 
 LOG2_E = log2(e)
 
@@ -33,6 +34,7 @@ def gather(
     total = landmarks.new_zeros(heads, m, value.shape[-1])
     mass = landmarks.new_zeros(heads, m, 1)
     top = landmarks.new_full((heads, m, 1), -torch.inf)
+    mean = sequence.rough_mean(value, work)
     for i, j in sequence.blocks(work.block):
         k = sequence.read(key, i, j, work, "key")
         v = sequence.read(value, i, j, work, "value")
@@ -41,8 +43,9 @@ def gather(
         new_top = torch.maximum(top, logits.amax(-1, keepdim=True))
         weights = logits.sub_(new_top).exp2_()  # kernel_3, up to its row sums
         shrink = (top - new_top).exp2_()
-        mass.mul_(shrink).add_(weights.sum(-1, keepdim=True))
-        work.add_product(total.mul_(shrink), work.factor(weights, "weights"), v)
+        row_sums = weights.sum(-1, keepdim=True)
+        mass.mul_(shrink).add_(row_sums)
+        work.add_product(total.mul_(shrink), work.factor(weights, "weights"), v, row_sums * mean)
         top = new_top
     return total.div_(mass), top + mass.log2()
 
@@ -63,6 +66,8 @@ def gather_backward(
     """Writes the gradients of key and value [with the convolution's]; returns the landmarks'."""
     bias = (grad_gathered * gathered).sum(-1)[:, None]  # [H, 1, M]
     grad_landmarks = torch.zeros_like(landmarks)
+    excess = landmarks.new_zeros(*landmarks.shape[:2], 1)  # of rounding, over a sum of zero
+    mean = sequence.rough_mean(key, work)
     factors = (landmarks * LOG2_E, landmarks, grad_gathered)
     exponents, landmarks, grad_gathered = (x.to(work.factor_dtype) for x in factors)
     for i, j in sequence.blocks(work.block):
@@ -73,11 +78,12 @@ def gather_backward(
         _hide(weights.mT, sequence.holes(i, j), 0.0)
         grad_logits = work.grad_logits(v, grad_gathered.mT, bias, weights)
         work.add_product(grad_landmarks, grad_logits.mT, k)
+        excess += grad_logits.sum(1, dtype=excess.dtype)[..., None]
         sequence.write(grad_key, i, j, work.product(grad_logits, landmarks, "grad key"))
         grad_v = work.product(work.factor(weights, "weights"), grad_gathered, "grad value")
         convolved = None if convolution is None else convolution.block(v, i, j)
         sequence.write(grad_value, i, j, grad_v, convolved)
-    return grad_landmarks
+    return grad_landmarks.sub_(excess * mean)
 
 
 def scatter(
@@ -90,7 +96,8 @@ def scatter(
     work: Workspace,
 ) -> None:
     """Writes softmax(Q K~ᵀ) · context [+ the convolution] to output. context: [H, M, Dv]."""
-    landmarks, context = (x.to(work.factor_dtype) for x in (landmarks, context))
+    factors = (centred(landmarks), context)
+    landmarks, context = (x.to(work.factor_dtype) for x in factors)
     for i, j in sequence.blocks(work.block):
         q = sequence.read(query, i, j, work, "query")
         weights = work.factor(_kernel_1(q, landmarks, work), "weights factor")
@@ -108,9 +115,13 @@ def scatter_backward(
     grad_query: Tensor,
     work: Workspace,
 ) -> tuple[Tensor, Tensor]:
-    """Writes the gradient of query; returns those of the landmarks and of the context."""
+    """Writes the gradient of query; returns those of the landmarks and of the context.
+
+    What all contexts share changes this gradient no more than what all landmarks share.
+    """
     grad_landmarks, grad_context = torch.zeros_like(landmarks), torch.zeros_like(context)
-    landmarks, context = (x.to(work.factor_dtype) for x in (landmarks, context))
+    factors = (centred(landmarks), centred(context))
+    landmarks, context = (x.to(work.factor_dtype) for x in factors)
     for i, j in sequence.blocks(work.block):
         q = sequence.read(query, i, j, work, "query")
         g = sequence.read(grad_output, i, j, work, "grad output")

@@ -13,6 +13,7 @@ from torch import Tensor
 from nystromer.backends.blocked import products
 from nystromer.landmarks import means_of_run, spread_over_run_
 
+SAMPLE = 256
 KEPT = (32 << 20) - (64 << 10)  # bytes: the largest block that glibc learns from
 
 
@@ -91,12 +92,19 @@ class Workspace:
         if products.takes(a, b):
             minus, weights = self.factor(minus, "minus"), self.factor(weights, "weights")
             return products.product(a, b, -minus, weights)
-        table = self.table(self.product(a, b, "grad weights"), "grad logits")
-        return self.factor(table.sub_(minus).mul_(weights), "grad logits factor")
+        product = self("grad weights", *weights.shape, dtype=a.dtype)
+        torch.baddbmm(minus.to(a.dtype), a, b, beta=-1, out=product)
+        table = self.table(product, "grad logits")
+        return self.factor(table.mul_(weights), "grad logits factor")
 
-    def add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
-        """Adds a @ b, rounded to `factor_dtype`, to a sum in `dtype`."""
-        if a.is_contiguous() and products.takes(a, b):
+    def add_product(self, total: Tensor, a: Tensor, b: Tensor, near: Tensor | None = None) -> None:
+        """Adds a @ b to a sum in `dtype`; of bfloat16, only what it differs by from `near` is
+        rounded."""
+        if near is not None and a.dtype != total.dtype:
+            near = near.to(a.dtype)
+            total += torch.baddbmm(near, a, b, beta=-1)
+            total += near
+        elif a.is_contiguous() and products.takes(a, b):
             total += products.product(a, b)
         elif products.contracts(a, b):
             total += products.contraction(a, b)
@@ -166,6 +174,15 @@ class Sequence:
     def tokens(self, x: Tensor) -> Tensor:
         """The real tokens of x, [H, N, D] -> [H, L, D]."""
         return x[:, self.start : self.stop] if self.positions is None else x[:, self.positions]
+
+    def rough_mean(self, x: Tensor, work: Workspace) -> Tensor:
+        """The mean of some SAMPLE real tokens, evenly spaced, in `dtype`: [H, 1, D]."""
+        step = max(1, self.length // SAMPLE)
+        if self.positions is None:
+            tokens = x[:, self.start : self.stop : step]
+        else:
+            tokens = x[:, self.positions[::step]]
+        return tokens.mean(1, keepdim=True, dtype=work.dtype)
 
     def means(self, x: Tensor, num_landmarks: int) -> Tensor:
         """Segment means of the real tokens, [H, M, D] (eq. 16)."""

@@ -28,11 +28,14 @@ from nystromer.backends.triton.tokens import (
 @triton.jit
 def gather_bwd_kernel_landmarks(
     p_q, p_g, p_top, p_bias, p_k, s_kb, s_kh, s_kn, p_v, s_vb, s_vh, s_vn, p_ranks, p_lengths,
-    p_grad, H, N, M, D, DV, splits,
+    p_grad, p_excess, H, N, M, D, DV, splits,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     TILES: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ~ += dS K, dS = P ∘ (G Vᵀ - bias), P = exp(S - top); G is over kernel_3's row sums."""
+    """dQ~ += dS K, dS = P ∘ (G Vᵀ - bias), P = exp(S - top); G is over kernel_3's row sums.
+
+    Excess: the row sums of dS, zero but for its rounding.
+    """
     i_bhs, i_m = tl.program_id(0), tl.program_id(1)
     i_bh, i_s = i_bhs // splits, i_bhs % splits
     i_b, i_h = i_bh // H, i_bh % H
@@ -46,6 +49,7 @@ def gather_bwd_kernel_landmarks(
     b_top = tl.load(p_top + i_row + o_m, mask=m_m, other=0.0)
     b_bias = tl.load(p_bias + i_row + o_m, mask=m_m, other=0.0)
     b_grad = tl.zeros([BM, BD], dtype=p_grad.dtype.element_ty)
+    b_excess = tl.zeros([BM], dtype=p_grad.dtype.element_ty)
     L = load_length(p_lengths, i_b, N)
     for i_t in range(TILES):
         o_n = (i_s * TILES + i_t) * BN + tl.arange(0, BN)
@@ -59,12 +63,15 @@ def gather_bwd_kernel_landmarks(
         b_p = tl.exp(b_s - b_top[:, None])
         b_dp = tl.zeros([BM, BN], dtype=b_grad.dtype)
         b_dp = product(b_g, tl.trans(b_v), b_dp, PRECISION)
-        b_ds = b_p * (b_dp - b_bias[:, None])
-        b_grad = product(b_ds.to(b_k.dtype), b_k, b_grad, PRECISION)
+        b_ds = (b_p * (b_dp - b_bias[:, None])).to(b_k.dtype)
+        b_grad = product(b_ds, b_k, b_grad, PRECISION)
+        b_excess += tl.sum(b_ds.to(b_grad.dtype), 1)
     if EXACT:  # no logits with few keys
         b_grad = tl.where(L > M, b_grad, 0.0)
+        b_excess = tl.where(L > M, b_excess, 0.0)
     i_row += i_s.to(tl.int64) * (tl.num_programs(0) // splits) * M
     store_rows(p_grad + i_row * D, o_m, D, m_m, D, b_grad, BD)
+    tl.store(p_excess + i_row + o_m, b_excess, mask=m_m)
 
 
 @triton.jit
@@ -122,19 +129,22 @@ def gather_bwd_kernel_tokens(
 
 
 def landmarks_gradient(
-    call: Call, q_tilde: Tensor, top: Tensor, grad: Tensor, bias: Tensor
+    call: Call, q_tilde: Tensor, top: Tensor, grad: Tensor, bias: Tensor, mean: Tensor
 ) -> Tensor:
     """Gradient of the scaled landmark queries, [B, H, M, D].
 
-    grad: [B, H, M, Dv] in the dtype of value, over the row sums; bias: rowsum(grad * gathered).
+    grad: [B, H, M, Dv] in the dtype of value, over the row sums; bias: rowsum(grad * gathered);
+    mean: roughly that of the keys, [B, H, 1, D], which rounding must not multiply.
     """
     splits, tiles = call.split_keys()
     out = q_tilde.new_empty(splits, *q_tilde.shape)
+    excess = q_tilde.new_empty(splits, *q_tilde.shape[:3], 1)
     gather_bwd_kernel_landmarks[call.grid_landmarks(splits)](
-        q_tilde, grad, top, bias, *call.key_arguments(), out, *call.key_sizes(), splits,
+        q_tilde, grad, top, bias, *call.key_arguments(), out, excess, *call.key_sizes(),
+        splits,
         TILES=tiles, **call.options(),
     )  # fmt: skip
-    return out.sum(0)
+    return out.sum(0) - excess.sum(0) * mean
 
 
 def tokens_gradient(

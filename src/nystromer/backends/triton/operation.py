@@ -14,7 +14,7 @@ from nystromer.backends.triton.gather import gather
 from nystromer.backends.triton.inverse import invert, invert_backward
 from nystromer.backends.triton.scatter import scatter
 from nystromer.pinv import Pinv
-from nystromer.precision import accumulation_dtype
+from nystromer.precision import accumulation_dtype, centred
 from nystromer.registration import empty_as, make_differentiable, new_gradients, operation
 
 
@@ -60,7 +60,7 @@ def triton_forward(
         kernel_2 = call.kernel_2(q_tilde, k_tilde, scale)
         inverse = invert(Pinv(pinv_iterations, pinv_init, pinv_ridge), kernel_2)
         context = call.unless_exact(inverse @ gathered, gathered)
-        scatter(call, k_tilde * scale, context, output)
+        scatter(call, centred(k_tilde) * scale, context, output)
     return output, q_tilde, k_tilde, gathered, inverse, context, top, mass
 
 
@@ -101,10 +101,11 @@ def triton_backward(
     num_landmarks = q_tilde.shape[2]
     call = make_call(query, key, value, mask, query_mask, conv_weight, num_landmarks)
     grad_output = with_unit_stride(grad_output)
-    q_scaled, k_scaled = q_tilde * scale, k_tilde * scale
+    q_scaled, k_scaled = q_tilde * scale, centred(k_tilde) * scale
+    read = centred(context)
     with _on(query):
         grad_k, grad_context, lse, delta = scatter_backward.landmarks_gradient(
-            call, grad_output, k_scaled, context
+            call, grad_output, k_scaled, read
         )
         # the small matrix: context = kernel_2⁺ gathered
         kernel_2 = call.kernel_2(q_tilde, k_tilde, scale)
@@ -117,7 +118,8 @@ def triton_backward(
 
         grad = (grad_gathered / mass[..., None]).to(value.dtype)
         bias = (grad.to(gathered.dtype) * gathered).sum(-1)
-        grad_q = gather_backward.landmarks_gradient(call, q_scaled, top, grad, bias)
+        mean = k_tilde.mean(2, keepdim=True)
+        grad_q = gather_backward.landmarks_gradient(call, q_scaled, top, grad, bias, mean)
         grad_q_tilde = scale * (grad_q + grad_logits @ k_tilde)
         grad_k_tilde = scale * (grad_k + grad_logits.mT @ q_tilde)
 
@@ -127,7 +129,7 @@ def triton_backward(
         )
         share = call.share(grad_q_tilde, call.queries, query.shape[2], landmarks_given)
         scatter_backward.tokens_gradient(
-            call, grad_output, k_scaled, context, lse, delta, share, grad_query
+            call, grad_output, k_scaled, read, lse, delta, share, grad_query
         )
         grad_taps = taps_gradient(call, grad_output)
     if landmarks_given:  # with at most M tokens they took no part
