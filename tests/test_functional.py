@@ -1,5 +1,7 @@
 """nystrom_attention: against the oracle, and every property it promises, on every backend."""
 
+import warnings
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -14,7 +16,7 @@ from cases import (
     make_inputs,
     relative_error,
 )
-from nystromer import nystrom_attention
+from nystromer import clustered_attention, nystrom_attention
 from nystromer.landmarks import kmeans, sample_tokens, segment_means
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -290,6 +292,63 @@ def test_nystrom_attention_takes_landmarks_of_every_scheme(backend, scheme):
         assert torch.isfinite(through).all()
 
 
+def derivatives(function, query):
+    """By torch.func.grad, by torch.func.jvp and by forward mode."""
+    tangent = torch.ones_like(query)
+    with torch.autograd.forward_ad.dual_level():
+        output = function(torch.autograd.forward_ad.make_dual(query, tangent))
+        forward = torch.autograd.forward_ad.unpack_dual(output).tangent
+    backward = torch.func.grad(lambda q: function(q).sum())(query)
+    return backward, torch.func.jvp(function, (query,), (tangent,))[1], forward
+
+
+@pytest.mark.parametrize("attention", [nystrom_attention, clustered_attention])
+def test_auto_takes_eager_for_derivatives_that_operations_lack(attention):
+    (q, k, v), options = make_inputs(Case(n=40, m=8))
+    if attention is clustered_attention:
+        options = {"num_query_clusters": 4, "num_key_clusters": 4, "num_exact_keys": 4}
+
+    def call(backend):
+        return lambda x: attention(x, k, v, **options, backend=backend)
+
+    both = (derivatives(call(backend), q) for backend in ("auto", "eager"))
+    for found, right in zip(*both, strict=True):
+        assert right.norm() > 0
+        assert torch.equal(found, right)
+    for transform in (torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))):
+        with pytest.raises(NotImplementedError, match=r"'blocked' has a backward alone.*'eager'"):
+            transform(lambda x: call("blocked")(x).sum())(q)
+    batch = torch.stack([q, 2 * q])
+    with warnings.catch_warnings(action="ignore"):  # that vmap takes them one by one
+        found = torch.vmap(call("blocked"))(batch)
+    assert_close(found[1], call("eager")(2 * q), 1e-10)
+
+
+@pytest.mark.parametrize("settings", [{"pinv_ridge": 0.1}, {"pinv_ridge": 1e-8}, {}])
+@backends
+def test_nan_stays_in_its_own_sequence(backend, settings):
+    (q, k, v), options = make_inputs(Case(n=131, m=16, settings=settings))
+    q, k = q / 100, k / 100  # kernel_2 is almost flat: a hard case for the ridge
+    expected = nystrom_attention(q, k, v, **options, backend=backend)[1]
+    q[0, 0, 5] = torch.nan
+    output = nystrom_attention(q, k, v, **options, backend=backend)
+    assert output[0, 0].isnan().all()
+    assert torch.equal(output[1], expected)
+
+
+@pytest.mark.parametrize("init", ["matrix", "sequence", "batch"])
+@pytest.mark.parametrize("shape", [(0, 2, 40, 8), (2, 0, 40, 8), (2, 2, 40, 0)])
+@backends
+def test_nystrom_attention_takes_no_batch_no_heads_and_no_features(backend, shape, init):
+    q = torch.randn(shape).requires_grad_()
+    v = torch.randn(*shape[:3], 4).requires_grad_()
+    output = nystrom_attention(q, q, v, num_landmarks=8, pinv_init=init, backend=backend)
+    assert output.shape == v.shape
+    assert output.isfinite().all()
+    output.sum().backward()
+    assert q.grad.shape == shape
+
+
 @backends
 def test_nystrom_attention_takes_empty_tensors(backend):
     q = torch.zeros(2, 3, 0, 8, requires_grad=True)
@@ -332,7 +391,18 @@ def test_nystrom_attention_errors():
         ((q, q, q), {"num_landmarks": 0}, ValueError, "`num_landmarks` must be at least 1, got 0"),
         ((q, q, q), {"num_landmarks": 6.5}, TypeError, "`num_landmarks` must be an int, got float"),
         ((q, q, q), {"pinv_iterations": 0}, ValueError, "`pinv_iterations` must be at least 1"),
-        ((q, q, q), {"pinv_ridge": 0.0}, ValueError, "`pinv_ridge` must be above 0, got 0.0"),
+        ((q, q, q), {"pinv_ridge": 0.0}, ValueError, "a number of at least 1e-10, got 0.0; 0.01"),
+        ((q, q, q), {"pinv_ridge": float("inf")}, ValueError, "at least 1e-10, got inf"),
+        ((q, q, q), {"pinv_ridge": "x"}, ValueError, "a number of at least 1e-10, got 'x'"),
+        ((q, q, q), {"pinv_init": ["matrix"]}, ValueError, r"must be one of .* got \['matrix'\]"),
+        ((q, q, q), {"scale": torch.ones(())}, TypeError, "a number, got Tensor; multiply query"),
+        ((q, q, q), {"scale": "a"}, TypeError, "`scale` must be a number, got str"),
+        (
+            (q, q, q),
+            {"mask": ones[:, None, None]},
+            ValueError,
+            r"\[2, 100\], got \[2, 1, 1, 100\]; write mask=mask\[:, 0, 0\]\.",
+        ),
         ((q, q, q), {"pinv_init": "best"}, ValueError, "must be one of 'matrix', .* got 'best'"),
         ((q, q, q), {"mask": ones.float()}, ValueError, "`mask` must be bool .* got torch.float32"),
         ((q, q, q), {"mask": ones[:, :9]}, ValueError, r"must have shape .* \[2, 100\], got"),

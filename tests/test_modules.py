@@ -118,10 +118,14 @@ def test_nystrom_attention_module_errors():
         ((24, 4), {"num_landmarks": 0}, "`num_landmarks` must be at least 1, got 0"),
         ((24, 4), {"pinv_iterations": 0}, "`pinv_iterations` must be at least 1, got 0"),
         ((24, 4), {"conv_kernel_size": 4}, "`conv_kernel_size` must be odd, got 4"),
+        ((24, 4), {"backend": "fast"}, "`backend` must be one of 'auto', .* got 'fast'"),
     ]:
         with pytest.raises(ValueError, match=message):
             NystromAttention(*arguments, **options)
-    with pytest.raises(ValueError, match=r"`x` must be \[B, N, E\], got shape \[50, 24\]"):
-        small()(torch.randn(50, 24))
+    for x in (torch.randn(50, 24), torch.randn(1, 50, 23)):
+        with pytest.raises(ValueError, match=r"`x` must be \[B, N, E\] with E = 24, got \[.*50, "):
+            small()(x)
+    with pytest.raises(TypeError, match=r"`x` must be a tensor \[B, N, E\], got list"):
+        small()([[1.0]])
     with pytest.raises(ValueError, match="`mask` must be bool"):
         small()(torch.randn(2, 50, 24), torch.ones(2, 50))

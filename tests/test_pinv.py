@@ -50,6 +50,12 @@ def test_ridge_pinv_equals_oracle():
         torch.testing.assert_close(ridge_pinv(a, 1e-2)[b, h], torch.from_numpy(expected))
 
 
+def test_ridge_pinv_is_right_in_float32_where_the_ridge_is_tiny():
+    a = kernels().float()
+    expected = ridge_pinv(a.double(), 1e-8)
+    torch.testing.assert_close(ridge_pinv(a, 1e-8).double(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_ridge_pinv_backward_equals_autograd():
     a, grad = kernels().requires_grad_(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     (expected,) = torch.autograd.grad(ridge_pinv(a, 1e-2), a, grad)

@@ -61,12 +61,30 @@ def test_nystrom_attention_rows_have_gradients():
     )
 
 
+def test_nystrom_attention_rows_take_no_keys_and_no_rows():
+    q = torch.randn(2, 2, 40, 8)
+    assert nystrom_attention_rows(q, q[:, :, :0], [0, 1], num_landmarks=8).shape == (2, 2, 2, 0)
+    assert nystrom_attention_rows(q, q, [], num_landmarks=8).shape == (2, 2, 0, 40)
+
+
+def test_nystrom_attention_rows_under_autocast_are_those_of_the_outputs():
+    q, k, v = torch.randn(3, 1, 2, 200, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rows = nystrom_attention_rows(q, k, range(200), num_landmarks=8)
+        output = nystrom_attention(q, k, v, num_landmarks=8, backend="eager")
+        other = nystrom_attention_rows(q, k.bfloat16(), range(200), num_landmarks=8)
+    assert rows.dtype == torch.bfloat16
+    assert_close(rows.float() @ v, output.float(), 2e-2)
+    assert torch.equal(rows, other)
+
+
 def test_nystrom_attention_rows_errors():
     q = torch.randn(2, 4, 30, 16)
     bad = [
         ([30], {}, ValueError, r"`rows` must lie in 0 ... 29 \(N = 30 queries\), got 30 ... 30"),
         ([-1, 2], {}, ValueError, r"`rows` must lie in 0 ... 29 .* got -1 ... 2"),
         ([0.5], {}, ValueError, "`rows` must be a list of ints .* got torch.float32"),
+        (None, {}, TypeError, "`rows` must be a list of ints .* got None"),
         (torch.zeros(1, 2).long(), {}, ValueError, r"of shape \[1, 2\]"),
         ([0], {"num_landmarks": 0}, ValueError, "`num_landmarks` must be at least 1"),
         ([0], {"pinv_init": "x"}, ValueError, "`pinv_init` must be one of"),

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import inf
+from numbers import Real
+
 import torch
 from torch import Tensor
 
 from nystromer.pinv import NORM_DIMS
 
+LEAST_RIDGE = 1e-10  # of float32 matrices: what is below is their rounding
+
 
 def check_positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
         raise TypeError(f"`{name}` must be an int, got {type(value).__name__}.")
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def softmax_scale(scale: float | None, query: Tensor) -> float:
+    """scale, or 1/sqrt(D).
+
+    Raises:
+        TypeError: If it is not a number.
+    """
+    if scale is None:
+        return max(1, query.shape[-1]) ** -0.5
+    if not isinstance(scale, (Real, torch.SymFloat)) or isinstance(scale, bool):
+        raise TypeError(
+            f"`scale` must be a number, got {type(scale).__name__}; multiply query by a "
+            "learned one."
+        )
+    return scale
 
 
 def check_mask(
@@ -28,12 +50,15 @@ def check_mask(
             f"write {name}={name}.bool() if nonzero marks a real token."
         )
     if tuple(mask.shape) != shape:
-        hint = (
-            "; a mask of query-key pairs (a causal one, say) is impossible here, since a landmark "
-            "or cluster mixes tokens from everywhere: use scaled_dot_product_attention for it."
-            if mask.dim() > 2 or tuple(mask.shape) == (shape[1], shape[1])
-            else "."
-        )
+        hint = "."
+        if tuple(mask.shape) == (shape[0], 1, 1, shape[1]):
+            hint = f"; write {name}={name}[:, 0, 0]."
+        elif mask.dim() > 2 or tuple(mask.shape) == (shape[1], shape[1]):
+            hint = (
+                "; a mask of query-key pairs (a causal one, say) is impossible here, since a "
+                "landmark or cluster mixes tokens from everywhere: use "
+                "scaled_dot_product_attention for it."
+            )
         raise ValueError(
             f"`{name}` must have shape [B, N] = {list(shape)}, got {list(mask.shape)}{hint}"
         )
@@ -61,12 +86,13 @@ def check_value(key: Tensor, value: Tensor) -> None:
 
 def check_pinv(iterations: int, init: str, ridge: float | None = None) -> None:
     check_positive("pinv_iterations", iterations)
-    if init not in NORM_DIMS:
+    if not isinstance(init, str) or init not in NORM_DIMS:
         known = ", ".join(map(repr, NORM_DIMS))
         raise ValueError(f"`pinv_init` must be one of {known}, got {init!r}.")
-    if ridge is not None and not ridge > 0:
+    if ridge is not None and not (isinstance(ridge, Real) and LEAST_RIDGE <= ridge < inf):
         raise ValueError(
-            f"`pinv_ridge` must be above 0, got {ridge}; None takes the steps of eq. 14."
+            f"`pinv_ridge` must be a number of at least {LEAST_RIDGE:g}, got {ridge!r}; 0.01 is "
+            "near the best for trained encoders, None takes the steps of eq. 14."
         )
 
 
@@ -111,7 +137,17 @@ def check_landmarks(landmarks: tuple[Tensor, Tensor] | None, query: Tensor) -> N
             )
 
 
-def check_rows(rows: Tensor, n: int) -> None:
+def check_rows(rows: Tensor | Sequence[int], n: int, device: torch.device) -> Tensor:
+    """rows as a tensor [R] on the device."""
+    if not isinstance(rows, Tensor):
+        try:
+            given = torch.as_tensor(rows)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"`rows` must be a list of ints or an int tensor [R], got {rows!r}."
+            ) from None
+        rows = given if given.numel() else given.long()
+    rows = rows.to(device)
     if rows.dtype not in (torch.int32, torch.int64) or rows.dim() != 1:
         raise ValueError(
             f"`rows` must be a list of ints or an int tensor [R], got {rows.dtype} of shape "
@@ -122,6 +158,7 @@ def check_rows(rows: Tensor, n: int) -> None:
             f"`rows` must lie in 0 ... {n - 1} (N = {n} queries), got "
             f"{int(rows.min())} ... {int(rows.max())}."
         )
+    return rows
 
 
 def _check_tokens(**tensors: Tensor) -> None:

@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nystromer.backends import eager
-from nystromer.checks import check_mask, check_pinv, check_positive, check_query_key, check_value
+from nystromer.checks import (
+    check_mask,
+    check_pinv,
+    check_positive,
+    check_query_key,
+    check_value,
+    softmax_scale,
+)
 from nystromer.landmarks import segment_means
 from nystromer.pinv import Pinv, pinv_start
 
@@ -148,7 +155,7 @@ def diagnose(
     check_query_key(query, key)
     check_value(key, value)
     q, k, v = _real_tokens(mask, query, key, value)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = softmax_scale(scale, query)
     exact = F.scaled_dot_product_attention(q, k, v, scale=scale)
     shortest, longest = sorted((q.shape[2], k.shape[2]))
     found = []
@@ -201,7 +208,7 @@ def maps(
         raise ValueError(f"`head` must lie in 0 ... {query.shape[1] - 1}, got {head}.")
     q, k = _real_tokens(mask, query, key)
     _check_map_size(q, k)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = softmax_scale(scale, query)
     factors = _factors(q, k, num_landmarks, scale, Pinv(pinv_iterations, pinv_init))
     exact = torch.softmax(scale * q[0, head] @ k[0, head].mT, -1)
     return Maps(exact, *(x[0, head] for x in factors))
@@ -218,7 +225,7 @@ def spectrum(
     check_query_key(query, key)
     q, k = _real_tokens(mask, query, key)
     _check_map_size(q, k)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = softmax_scale(scale, query)
     heads = zip(q[0], k[0], strict=True)
     return Spectrum(
         torch.stack([torch.linalg.svdvals(torch.softmax(scale * x @ y.mT, -1)) for x, y in heads])

@@ -15,9 +15,11 @@ from nystromer.checks import (
     check_positive,
     check_query_key,
     check_value,
+    softmax_scale,
 )
 from nystromer.pinv import Pinv
 from nystromer.precision import autocast_inputs, without_autocast
+from nystromer.registration import differentiated_anew, only_backward
 
 BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked, "triton": triton}
 
@@ -120,7 +122,7 @@ def nystrom_attention(
             num_landmarks=num_landmarks,
             mask=mask,
             query_mask=query_mask,
-            scale=query.shape[-1] ** -0.5 if scale is None else scale,
+            scale=softmax_scale(scale, query),
             pinv=Pinv(pinv_iterations, pinv_init, pinv_ridge),
             conv_weight=conv_weight,
             landmarks=landmarks,
@@ -130,7 +132,8 @@ def nystrom_attention(
 def choose_backend(
     name: str, query: Tensor, key: Tensor, value: Tensor, num_landmarks: int
 ) -> ModuleType:
-    """The backend of that name; "auto": blocked, on every device.
+    """The backend of that name; "auto": blocked, on every device, but eager for what only eager can
+    differentiate.
 
     triton is proven under its interpreter and has not run on a GPU: it is chosen by name only.
 
@@ -138,14 +141,20 @@ def choose_backend(
         ValueError: If there is no backend of that name.
         NotImplementedError: If the backend named cannot run this case.
     """
+    check_backend(name)
     case = (query, key, value, num_landmarks)
     if name == "auto":
-        return eager if blocked.unsupported(*case) else blocked
-    if name not in BACKENDS:
-        known = ", ".join(map(repr, ("auto", *BACKENDS)))
-        raise ValueError(f"`backend` must be one of {known}, got {name!r}.")
+        return eager if differentiated_anew() or blocked.unsupported(*case) else blocked
+    if name != "eager" and differentiated_anew():
+        raise NotImplementedError(only_backward(name))
     reason = BACKENDS[name].unsupported(*case)
     if reason is not None:
         instead = "eager" if name == "blocked" else "blocked"
         raise NotImplementedError(f"backend={name!r} {reason}; use backend={instead!r}.")
     return BACKENDS[name]
+
+
+def check_backend(name: str) -> None:
+    if name not in ("auto", *BACKENDS):
+        known = ", ".join(map(repr, ("auto", *BACKENDS)))
+        raise ValueError(f"`backend` must be one of {known}, got {name!r}.")

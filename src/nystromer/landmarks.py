@@ -73,7 +73,9 @@ def sample_tokens(
         return segment_means(x, num_landmarks, mask)
     ids = segment_ids(mask, num_landmarks)  # [B, N]
     sizes = _counts(ids, num_landmarks)  # [B, M]
-    draw = torch.rand(num_landmarks, generator=torch.Generator().manual_seed(seed)).to(x.device)
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.rand(num_landmarks, generator=generator, dtype=torch.float32, device="cpu")
+    draw = draw.to(x.device)
     rank = sizes.cumsum(1) - sizes + (draw * sizes).long().clamp(max=(sizes - 1).clamp(min=0))
     real_first = mask.long().argsort(dim=1, descending=True, stable=True)  # positions by rank
     positions = real_first.gather(1, rank.clamp(max=x.shape[2] - 1))  # [B, M]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nystromer.checks import check_positive
-from nystromer.functional import nystrom_attention
+from nystromer.functional import check_backend, nystrom_attention
 from nystromer.rows import nystrom_attention_rows
 
 
@@ -31,7 +31,7 @@ class NystromAttention(nn.Module):
 
     Raises:
         ValueError: If a size is below 1, embed_dim is not divisible by num_heads (with head_dim
-            None), or conv_kernel_size is even.
+            None), conv_kernel_size is even, or the backend is unknown.
 
     Example:
         >>> attention = NystromAttention(embed_dim=256, num_heads=4, num_landmarks=32)
@@ -58,6 +58,7 @@ class NystromAttention(nn.Module):
         check_positive("num_heads", num_heads)
         check_positive("num_landmarks", num_landmarks)
         check_positive("pinv_iterations", pinv_iterations)
+        check_backend(backend)
         if head_dim is None:
             if embed_dim % num_heads:
                 raise ValueError(
@@ -119,8 +120,12 @@ class NystromAttention(nn.Module):
 
     def _heads(self, projection: nn.Linear, x: Tensor) -> Tensor:
         """[B, N, E] -> [B, H, N, D]"""
-        if x.dim() != 3:
-            raise ValueError(f"`x` must be [B, N, E], got shape {list(x.shape)}.")
+        if not isinstance(x, Tensor):
+            raise TypeError(f"`x` must be a tensor [B, N, E], got {type(x).__name__}.")
+        if x.dim() != 3 or x.shape[2] != projection.in_features:
+            raise ValueError(
+                f"`x` must be [B, N, E] with E = {projection.in_features}, got {list(x.shape)}."
+            )
         return projection(x).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
 
     def extra_repr(self) -> str:

@@ -38,6 +38,8 @@ def pinv_start(matrix: Tensor, init: str = "matrix") -> Tensor:
     Returns:
         Z_0, the shape of `matrix`.
     """
+    if not matrix.numel():  # no batch, or no heads
+        return matrix.mT
     dims = NORM_DIMS[init]
     column_norm = matrix.abs().sum(-2).amax(dims, True)  # ‖A‖_1  [b, h, 1]
     row_norm = matrix.abs().sum(-1).amax(dims, True)  # ‖A‖_inf  [b, h, 1]
@@ -77,12 +79,13 @@ def ridge_pinv(matrix: Tensor, ridge: float) -> Tensor:
 
     Args:
         matrix: A, [B, H, M, M], float32 or float64.
-        ridge: Above 0; 1e-2 and 1e-3 are near the best for trained encoders.
+        ridge: At least 1e-10; 1e-2 and 1e-3 are near the best for trained encoders.
 
     Returns:
         [B, H, M, M].
     """
-    return torch.cholesky_solve(matrix.mT, _ridge_factor(matrix, ridge))
+    wide = _widened(matrix)
+    return torch.cholesky_solve(wide.mT, _ridge_factor(wide, ridge)).to(matrix.dtype)
 
 
 def ridge_pinv_backward(matrix: Tensor, grad: Tensor, ridge: float) -> Tensor:
@@ -90,12 +93,19 @@ def ridge_pinv_backward(matrix: Tensor, grad: Tensor, ridge: float) -> Tensor:
 
     With S = (A^T A + ridge I)^-1 it is (I - A Z) G^T S - Z^T G Z^T.
     """
-    factor = _ridge_factor(matrix, ridge)
-    z, gs = (torch.cholesky_solve(x, factor) for x in (matrix.mT, grad))
-    return gs.mT - matrix @ (z @ gs.mT) - z.mT @ grad @ z.mT
+    wide, grad = _widened(matrix), _widened(grad)
+    factor = _ridge_factor(wide, ridge)
+    z, gs = (torch.cholesky_solve(x, factor) for x in (wide.mT, grad))
+    return (gs.mT - wide @ (z @ gs.mT) - z.mT @ grad @ z.mT).to(matrix.dtype)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """In float64, for A^T A squares the condition of A; Apple's GPUs have float32 alone."""
+    return x if x.device.type == "mps" else x.double()
 
 
 def _ridge_factor(matrix: Tensor, ridge: float) -> Tensor:
-    """The Cholesky factor of A^T A + ridge I."""
+    """The Cholesky factor of A^T A + ridge I; of a matrix with NaN, NaN, its neighbours' apart."""
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return torch.linalg.cholesky(matrix.mT @ matrix + ridge * identity)
+    factor, info = torch.linalg.cholesky_ex(matrix.mT @ matrix + ridge * identity)
+    return torch.where((info == 0)[..., None, None], factor, torch.nan)

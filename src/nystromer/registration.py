@@ -78,6 +78,26 @@ def refuse_second_derivative(backward: str, kind: str) -> None:
     torch.library.register_autograd(backward, second)
 
 
+def differentiated_anew() -> bool:
+    """Whether torch.func.grad or jvp, or forward-mode differentiation, is at work.
+
+    An operation has a backward alone: forward mode would take its derivative for zero.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(x.key() != torch._C._functorch.TransformType.Vmap for x in levels)
+
+
+def only_backward(name: str) -> str:
+    return (
+        f"backend={name!r} has a backward alone, got a call under torch.func or forward-mode "
+        "differentiation; use backend='eager'."
+    )
+
+
 def empty_as(like: Tensor, dim: int) -> Tensor:
     """An empty [B, H, N, dim], in memory as `like` is: heads before tokens, or tokens first."""
     batch, heads, n, _ = like.shape

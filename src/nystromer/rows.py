@@ -7,10 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nystromer.checks import check_mask, check_pinv, check_positive, check_query_key, check_rows
+from nystromer.checks import (
+    check_mask,
+    check_pinv,
+    check_positive,
+    check_query_key,
+    check_rows,
+    softmax_scale,
+)
 from nystromer.landmarks import segment_means, zero_padding
 from nystromer.pinv import Pinv
-from nystromer.precision import accumulation_dtype, without_autocast
+from nystromer.precision import accumulation_dtype, autocast_inputs, without_autocast
 
 BLOCK = 2048  # keys whose [M, block] logits exist at a time
 
@@ -51,14 +58,16 @@ def nystrom_attention_rows(
         >>> nystrom_attention_rows(q, k, rows=[0], num_landmarks=256).shape
         torch.Size([1, 8, 1, 10001])
     """
+    query, key = autocast_inputs(query, key)
     check_query_key(query, key)
     check_positive("num_landmarks", num_landmarks)
     check_pinv(pinv_iterations, pinv_init, pinv_ridge)
     check_mask("mask", mask, (key.shape[0], key.shape[2]), key.device)
-    rows = torch.as_tensor(rows, device=query.device)
-    check_rows(rows, query.shape[2])
+    rows = check_rows(rows, query.shape[2], query.device)
     query_mask = mask if query.shape[2] == key.shape[2] else None
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = softmax_scale(scale, query)
+    if key.shape[2] == 0:
+        return query.new_zeros(*query.shape[:2], len(rows), 0)
     with without_autocast(query):
         q, k = (x.to(accumulation_dtype(x.dtype)) for x in (query, key))
         q, k = zero_padding(q, query_mask), zero_padding(k, mask)

@@ -6,10 +6,11 @@ from types import ModuleType
 
 from torch import Tensor
 
-from nystromer.checks import check_mask, check_query_key, check_value
+from nystromer.checks import check_mask, check_query_key, check_value, softmax_scale
 from nystromer.clustered import blocked, eager
 from nystromer.clustered.budget import Budget, check_budget, check_self_attention
 from nystromer.precision import autocast_inputs, without_autocast
+from nystromer.registration import differentiated_anew, only_backward
 
 BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked}
 
@@ -93,17 +94,22 @@ def clustered_attention(
             value,
             budget=budget,
             mask=mask,
-            scale=query.shape[-1] ** -0.5 if scale is None else scale,
+            scale=softmax_scale(scale, query),
         )
 
 
 def choose_backend(name: str) -> ModuleType:
-    """The backend of that name; "auto": blocked.
+    """The backend of that name; "auto": blocked, but eager for what only eager can differentiate.
 
     Raises:
         ValueError: If there is none.
+        NotImplementedError: If it cannot be differentiated as asked.
     """
     if name != "auto" and name not in BACKENDS:
         known = ", ".join(map(repr, ("auto", *BACKENDS)))
         raise ValueError(f"`backend` of clustered attention must be one of {known}, got {name!r}.")
+    if differentiated_anew() and name in ("auto", "blocked"):
+        if name == "blocked":
+            raise NotImplementedError(only_backward(name))
+        return eager
     return blocked if name == "auto" else BACKENDS[name]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nystromer.checks import check_mask, check_query_key, check_rows
+from nystromer.checks import check_mask, check_query_key, check_rows, softmax_scale
 from nystromer.clustered.budget import Budget, check_budget, check_self_attention
 from nystromer.clustered.eager import make_slots, sort
 from nystromer.clustered.eager import rows as rows_of
-from nystromer.precision import accumulation_dtype, without_autocast
+from nystromer.precision import accumulation_dtype, autocast_inputs, without_autocast
 
 
 def clustered_attention_rows(
@@ -46,14 +46,14 @@ def clustered_attention_rows(
         >>> clustered_attention_rows(q, k, rows=[0]).shape
         torch.Size([1, 8, 1, 2000])
     """
+    query, key = autocast_inputs(query, key)
     check_query_key(query, key)
     check_self_attention(query, key)
     check_mask("mask", mask, (key.shape[0], key.shape[2]), key.device)
     budget = Budget(num_query_clusters, num_key_clusters, num_exact_keys)
     check_budget(budget)
-    rows = torch.as_tensor(rows, device=query.device)
-    check_rows(rows, query.shape[2])
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    rows = check_rows(rows, query.shape[2], query.device)
+    scale = softmax_scale(scale, query)
     result = query.new_zeros(*query.shape[:2], len(rows), key.shape[2])
     everywhere = torch.ones(query.shape[2], dtype=torch.bool, device=query.device)
     with without_autocast(query):

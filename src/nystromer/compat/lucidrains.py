@@ -133,9 +133,7 @@ class NystromAttention(nn.Module):
         n = x.shape[1]
         q, k, _, padded_mask = self._heads(x, mask)
         left = q.shape[2] - n
-        rows = torch.as_tensor(rows, device=x.device)
-        check_rows(rows, n)
-        rows = rows + left
+        rows = check_rows(rows, n, x.device) + left
         if self._needs_old_rules(q, mask):
             kernel_1, inverse, kernel_3 = self._factors(q, k, padded_mask)
             return (kernel_1[:, :, rows] @ inverse @ kernel_3)[..., left:].to(x.dtype)

@@ -159,7 +159,7 @@ def _scatter(part: Part, scale: float, work: Workspace) -> None:
 
 def _solve(small: Small, chosen: list[int] | slice | None, scale: float, pinv: Pinv) -> None:
     """context = kernel_2⁺ · gathered, of the sequences chosen."""
-    if chosen is None:
+    if chosen is None or not small.gathered.numel():
         return
     gathered = small.gathered[chosen]
     kernel_2 = torch.softmax(scale * small.q_tilde[chosen] @ small.k_tilde[chosen].mT, -1)
@@ -293,7 +293,7 @@ def _solve_backward(
     small: Small, grad: Small, chosen: list[int] | slice | None, scale: float, pinv: Pinv
 ) -> None:
     """Gradients of `_solve`: sets those of gathered and q_tilde, adds to that of k_tilde."""
-    if chosen is None:
+    if chosen is None or not small.gathered.numel():
         return
     q, k, gathered = (x[chosen] for x in small[:3])
     grad_context = grad.context[chosen]
