@@ -7,6 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+DEVICES = ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")
+# asked once: torch 2.11 cannot trace the question
+AUTOCAST_DEVICES = tuple(filter(torch.amp.is_autocast_available, DEVICES))
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for everything else: where sums, logits and the inverse live."""
@@ -39,9 +43,4 @@ def centred(x: Tensor) -> Tensor:
 
 def _autocasts(x: Tensor) -> bool:
     device = x.device.type
-    return _autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-@torch.compiler.assume_constant_result  # torch 2.11 cannot trace the call
-def _autocast_available(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)
+    return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
