@@ -27,6 +27,24 @@ def test_bisected_finds_groups_of_tokens(length):
     assert (found == found[..., :1]).all()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e10, 1e30])
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("length", [250, 1000])
+def test_bisected_keeps_every_token_whatever_it_holds(value, everywhere, length):
+    x = torch.randn(2, length, 8)
+    x[0] *= value if everywhere else 1
+    x[0, 3, 2] = value
+    order = bisected(x, 16).order.sort(1).values
+    assert torch.equal(order[:, :length], torch.arange(length).expand(2, -1))
+    assert torch.equal(order[1], bisected(x[1:], 16).order.sort(1).values[0])
+
+
+@pytest.mark.parametrize("exponent", [-40, 13, 50])
+def test_bisected_does_not_depend_on_scale(exponent):
+    x = torch.randn(2, 500, 8)
+    assert torch.equal(bisected(2.0**exponent * x, 16).order, bisected(x, 16).order)
+
+
 def test_bisected_takes_tokens_all_alike():
     order = bisected(torch.ones(1, 100, 4), 8).order
     assert torch.equal(order.sort(1).values[0, :100], torch.arange(100))

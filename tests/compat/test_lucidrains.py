@@ -60,12 +60,49 @@ def test_legacy_stack_equals_the_package(kind):
 
 
 @pytest.mark.parametrize("kind", ["NystromAttention", "Nystromformer"])
-def test_signatures_are_the_packages_plus_mode(kind):
+def test_signatures_are_the_packages_plus_mode_and_backend(kind):
     theirs, ours = (inspect.signature(getattr(p, kind)).parameters for p in (old, new))
     assert [(p.name, p.default) for p in ours.values()] == [
         *((p.name, p.default) for p in theirs.values()),
         ("mode", "legacy"),
+        ("backend", "auto"),
     ]
+
+
+@pytest.mark.parametrize("n", [32, 37])
+def test_legacy_drops_out_what_the_package_does(n):
+    theirs, ours = twins(**{**SIZES, "dropout": 0.3})
+    x = torch.randn(2, n, 48)
+    outputs = []
+    for module in (theirs.train(), ours.train()):
+        torch.manual_seed(1)
+        outputs.append(module(x))
+    assert_close(outputs[1], outputs[0], 1e-4)
+
+
+def test_one_mask_serves_a_batch():
+    theirs, ours = twins(**SIZES)
+    assert_same(theirs, ours, torch.randn(2, 37, 48), torch.arange(37)[None] < 20)
+
+
+def test_eager_has_second_derivatives_and_gradients_of_samples():
+    theirs, ours = twins(**SIZES)
+    ours = new.NystromAttention(**SIZES, backend="eager")
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 32, 48, requires_grad=True)
+    seconds = []
+    for module in (theirs.eval(), ours.eval()):
+        (grad,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
+        seconds.append(torch.autograd.grad(grad.square().sum(), x)[0])
+    assert_close(seconds[1], seconds[0], 1e-2)
+
+    def loss(weights, sample):
+        return torch.func.functional_call(ours, weights, (sample[None],)).square().sum()
+
+    weights = {name: w.detach() for name, w in ours.named_parameters()}
+    found = torch.vmap(torch.func.grad(loss), (None, 0))(weights, x.detach())
+    one = torch.func.grad(loss)(weights, x[1].detach())
+    assert_close(found["to_qkv.weight"][1], one["to_qkv.weight"], 1e-4)
 
 
 def test_legacy_attention_maps_equal_the_package():

@@ -1,4 +1,5 @@
 from importlib import metadata
+from multiprocessing.pool import ThreadPool
 from pydoc_data.topics import topics
 
 import pytest
@@ -109,11 +110,50 @@ def test_nystromize_leaves_the_mode_as_it_was(training):
     assert nystromize(bert().train(training), 8).training is training
 
 
+def test_nystromize_leaves_frozen_parts_in_their_mode():
+    model = bert().train()
+    model.embeddings.eval()
+    nystromize(model, 8)
+    assert model.training
+    assert not model.embeddings.training
+
+
 def test_nystromize_converts_again():
     model = nystromize(bert(), 8, conv_kernel_size=3)
+    nystromize(model, 8, conv_kernel_size=3, layers=[1])
+    kept = [name for name in model.state_dict() if "nystrom" in name]
+    assert kept == ["encoder.layer.1.attention.self.nystrom_conv"]
     nystromize(model, 16)
     assert plan_of(model).layers[0].num_landmarks == 16
     assert not any("nystrom" in name for name in model.state_dict())
+
+
+def test_a_model_saved_as_exact_loads_as_exact_and_drops_out(tmp_path):
+    model = nystromize(bert(), 8)
+    inputs = tokens()
+    near = model(**inputs)[0]
+    model.save_pretrained(tmp_path / "near")
+    exact = AutoModel.from_pretrained(tmp_path / "near", attn_implementation="sdpa")
+    assert exact.encoder.layer[0].attention.self.dropout.p == 0.1
+    exact.save_pretrained(tmp_path / "exact")
+    loaded = AutoModel.from_pretrained(tmp_path / "exact").eval()
+    assert loaded.config._attn_implementation == "sdpa"
+    assert_close(loaded(**inputs)[0], exact.eval()(**inputs)[0], 1e-6)
+    loaded = AutoModel.from_pretrained(tmp_path / "near").eval()
+    assert_close(loaded(**inputs)[0], near, 1e-6)
+
+
+def test_models_are_converted_in_threads():
+    with ThreadPool(4) as pool:
+        models = pool.map(lambda _: nystromize(bert(), 8), range(24))
+    assert all(len(plan_of(model).layers) == 3 for model in models)
+
+
+def test_a_converted_model_is_traced_whole():
+    model = nystromize(bert(), 8)
+    ids = torch.randint(5, 99, (1, 200))
+    assert_close(torch.compile(model, fullgraph=True, backend="eager")(ids)[0], model(ids)[0], 1e-5)
+    assert_close(torch.export.export(model, (ids,)).module()(ids)[0], model(ids)[0], 1e-5)
 
 
 def test_nystromize_puts_clustered_attention_into_a_model(tmp_path):
@@ -195,6 +235,8 @@ def test_batching_changes_nothing(method):
     for i, length in enumerate(mask.sum(1).tolist()):
         alone = model(ids[i : i + 1, :length])[0]
         assert_close(together[i : i + 1, :length], alone, 1e-5)
+    alone = model(ids[1:2], attention_mask=mask[1:2])[0]  # padding too, as some models pool it
+    assert_close(together[1:2], alone, 1e-5)
 
 
 @pytest.mark.parametrize("layers", [[3], [-1], ["0"]])

@@ -46,6 +46,19 @@ def test_a_converted_model_refuses_tokens_beyond_its_positions(tmp_path):
         resize_positions(x, 41)(ids)
 
 
+def test_a_converted_model_reads_what_the_model_read():
+    """Padding that takes no position, and positions that are given."""
+    model = transformers.RobertaModel(CONFIGS["roberta"]).eval()
+    ids = torch.randint(5, 99, (1, 60))
+    ids[:, 35:] = model.config.pad_token_id
+    mask = ids != model.config.pad_token_id
+    before = model(ids, attention_mask=mask.long())[0]
+    nystromize(model, 8, min_length=1000)
+    assert_close(model(ids, attention_mask=mask.long())[0][mask], before[mask], 1e-5)
+    places = torch.arange(60)[None] % 30 + 2
+    assert model(torch.full((1, 60), 7), position_ids=places)[0].isfinite().all()
+
+
 def test_resize_positions_goes_with_nystromize():
     model = nystromize(resize_positions(build("bert")[0], 1000), 8)
     assert model(torch.randint(5, 99, (1, 1000)))[0].isfinite().all()

@@ -80,7 +80,7 @@ def bisected(x: Tensor, count: int) -> Clusters:
     order = torch.arange(slots, device=x.device).clamp(max=length).expand(heads, slots)
     for direction in _directions(x, len(sizes).bit_length() - 1):  # [H, parts, D]
         parts = order.reshape(heads, direction.shape[1], -1)
-        projections = (direction @ x.mT).gather(2, parts.clamp(max=length - 1))
+        projections = (direction @ x.mT).nan_to_num().gather(2, parts.clamp(max=length - 1))
         if slots > length:  # half of the places without a token go to either side
             hole = parts == length
             odd = hole.cumsum(2) % 2 == 1
@@ -130,7 +130,7 @@ def _directions(x: Tensor, levels: int) -> list[Tensor]:
         parts = parts - parts.mean(2, keepdim=True)
         direction = _leading(parts)
         directions.append(direction[:, :, 0])
-        order = _halves((parts @ direction.mT)[..., 0])  # [H, parts, tokens]
+        order = _halves((parts @ direction.mT)[..., 0].nan_to_num())  # [H, parts, tokens]
         sample = sample.reshape(parts.shape).gather(2, order[..., None].expand(parts.shape))
     return directions
 
@@ -138,6 +138,7 @@ def _directions(x: Tensor, levels: int) -> list[Tensor]:
 def _leading(x: Tensor) -> Tensor:
     """The leading right singular vector of each [..., S, D], nearly, of length one (or zero) and
     with a sum that is not negative: [..., 1, D]."""
+    x = x / x.abs().amax((-2, -1), keepdim=True).clamp(min=1e-30)  # or its fourth power overflows
     square = x.mT @ x
     largest = square.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
     direction = square.gather(-2, largest.expand(*x.shape[:-2], 1, x.shape[-1]))
@@ -150,7 +151,7 @@ def _halves(x: Tensor) -> Tensor:
     """Indices of the smaller half of x along its last dimension, then of the others.
 
     Within a half, and among equals at its border, they keep their order. A sort does the same in
-    twice the time.
+    twice the time. No x may be NaN: what is not compared would be lost.
     """
     half = x.shape[-1] // 2
     border = x.kthvalue(half, keepdim=True).values

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from nystromer.backends.eager import convolution, factors
 from nystromer.checks import check_mask, check_rows
-from nystromer.functional import nystrom_attention
+from nystromer.functional import check_backend, nystrom_attention
 from nystromer.pinv import Pinv, iterative_pinv
 from nystromer.precision import accumulation_dtype, without_autocast
 from nystromer.rows import nystrom_attention_rows
@@ -48,9 +48,10 @@ class NystromAttention(nn.Module):
         eps: Added to the token count of a landmark (legacy, with a mask).
         dropout: On the output.
         mode: "legacy": the old package's numbers. "fixed": no padding, nothing between sequences.
+        backend: As `nystrom_attention`; "eager" for second derivatives and per-sample gradients.
 
     Raises:
-        ValueError: If mode is neither.
+        ValueError: If mode is neither, or the backend is unknown.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class NystromAttention(nn.Module):
         dropout: float = 0.0,
         *,
         mode: str = "legacy",
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"`mode` must be 'legacy' or 'fixed', got {mode!r}.")
-        self.eps, self.mode = eps, mode
+        check_backend(backend)
+        self.eps, self.mode, self.backend = eps, mode, backend
         self.num_landmarks, self.pinv_iterations = num_landmarks, pinv_iterations
         self.heads, self.scale = heads, dim_head**-0.5
         self.to_qkv = nn.Linear(dim, heads * dim_head * 3, bias=False)
@@ -89,7 +92,7 @@ class NystromAttention(nn.Module):
         return_attn: bool = False,
         return_attn_matrices: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """x: [B, N, dim]; mask: real tokens, bool [B, N]. Returns [B, N, dim].
+        """x: [B, N, dim]; mask: real tokens, bool [B, N] or [1, N]. Returns [B, N, dim].
 
         return_attn adds the attention map, [B, H, P, P]; return_attn_matrices adds its three
         factors, [B, H, P, M], [B, H, M, M] and [B, H, M, P]. P is N, in legacy mode rounded up to a
@@ -105,7 +108,13 @@ class NystromAttention(nn.Module):
             tables = self._factors(q, k, padded_mask)
         if tables is None or self.mode == "fixed":
             output = nystrom_attention(
-                q, k, v, mask=padded_mask, conv_weight=self._taps(), **self._settings()
+                q,
+                k,
+                v,
+                mask=padded_mask,
+                conv_weight=self._taps(),
+                backend=self.backend,
+                **self._settings(),
             )
         else:
             kernel_1, inverse, kernel_3 = tables
@@ -114,8 +123,8 @@ class NystromAttention(nn.Module):
             taps = self._taps()
             if taps is not None:
                 output = output + convolution(v, taps)
-        output = output[:, :, -x.shape[1] :].transpose(1, 2).flatten(2)
-        output = self.to_out(output)
+        output = self.to_out(output.transpose(1, 2).flatten(2))  # with the padding's dropout
+        output = output[:, output.shape[1] - x.shape[1] :]
         if return_attn_matrices and tables is not None:
             return output, tables
         if return_attn and tables is not None:
@@ -144,6 +153,8 @@ class NystromAttention(nn.Module):
         self, x: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Q, K, V, each [B, H, P, D], and the mask, [B, P]."""
+        if isinstance(mask, Tensor) and mask.shape == (1, x.shape[1]):
+            mask = mask.expand(x.shape[0], -1)
         check_mask("mask", mask, (x.shape[0], x.shape[1]), x.device)
         left = -x.shape[1] % self.num_landmarks if self.mode == "legacy" else 0
         qkv = self.to_qkv(x)
@@ -243,6 +254,7 @@ class Nystromformer(nn.Module):
         attn_dropout: float = 0.0,
         ff_dropout: float = 0.0,
         mode: str = "legacy",
+        backend: str = "auto",
     ) -> None:
         super().__init__()
 
@@ -257,6 +269,7 @@ class Nystromformer(nn.Module):
                 attn_values_residual_conv_kernel,
                 dropout=attn_dropout,
                 mode=mode,
+                backend=backend,
             )
             feed_forward = FeedForward(dim, dropout=ff_dropout)
             return nn.ModuleList([PreNorm(dim, attention), PreNorm(dim, feed_forward)])

@@ -30,13 +30,16 @@ def attend(
 ) -> Tensor:
     """[B, H, N, Dv]: the choice's attention for the sequences of at least `choice.exact_below` real
     tokens, exact attention for the others. The rule is per sequence: batching changes nothing.
+    Rows of padding are zero.
     `choice.exact_heads` are exact everywhere."""
     if choice.exact_heads:
         return _attend_by_head(choice, query, key, value, mask, scaling, conv_weight)
 
     def exact(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        hidden = None if mask is None else mask[:, None, None]
-        return F.scaled_dot_product_attention(q, k, v, hidden, scale=scaling)
+        if mask is None:
+            return F.scaled_dot_product_attention(q, k, v, scale=scaling)
+        output = F.scaled_dot_product_attention(q, k, v, mask[:, None, None], scale=scaling)
+        return output.masked_fill(~mask[:, None, :, None], 0.0)  # rows of padding, as in `near`
 
     def near(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return approximate(choice, q, k, v, mask, scaling, conv_weight)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from nystromer.hf.attend import attend, repeated
 from nystromer.hf.attention import exact_attention_forward
-from nystromer.hf.layers import base_name, intercepted
+from nystromer.hf.layers import base_name, evaluating, intercepted
 from nystromer.hf.masks import key_mask
 from nystromer.hf.plan import LayerChoice
 
@@ -92,9 +92,5 @@ def last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
 @contextmanager
 def running(model: PreTrainedModel, function: Callable) -> Iterator[None]:
     """The model in evaluation mode with `function` for its attention."""
-    training = model.training
-    try:
-        with intercepted(model.eval(), function):
-            yield
-    finally:
-        model.train(training)
+    with evaluating(model), intercepted(model, function):
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from transformers import PreTrainedModel
 
 from nystromer.hf.attention import exact_attention_forward, refusal, register
 from nystromer.hf.examples import example_inputs
+
+INTERCEPTING = threading.RLock()  # one name of the registry serves the whole process
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,9 @@ def attention_layers(
         found.setdefault(module, layer)
         return exact_attention_forward(module, query, key, *args, **kwargs)
 
-    with intercepted(model, record):
-        training = model.training
+    with intercepted(model, record), evaluating(model), torch.no_grad():
         try:
-            with torch.no_grad():
-                model.eval()(**(example_inputs(model) if example is None else example))
+            model(**(example_inputs(model) if example is None else example))
         except Exception as error:
             if example is not None:
                 raise
@@ -54,8 +55,6 @@ def attention_layers(
                 f"{type(model).__name__} could not be tried on inputs made up from its config "
                 f"({error}); pass a batch of its inputs as example={{...}}."
             ) from error
-        finally:
-            model.train(training)
     if not found:
         raise ValueError(
             f"{type(model).__name__} ignores transformers' attention interface, so its attention "
@@ -74,13 +73,26 @@ def intercepted(model: PreTrainedModel, function: Callable) -> Iterator[None]:
         id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None
     }
     before = [(config, config._attn_implementation) for config in configs.values()]
-    register("nystrom_intercepted", function)
+    with INTERCEPTING:
+        register("nystrom_intercepted", function)
+        try:
+            model.set_attn_implementation("nystrom_intercepted")
+            yield
+        finally:
+            for config, implementation in before:
+                config._attn_implementation_internal = implementation
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it the model is in evaluation mode; afterwards every part is as it was."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
     try:
-        model.set_attn_implementation("nystrom_intercepted")
         yield
     finally:
-        for config, implementation in before:
-            config._attn_implementation_internal = implementation
+        for module, training in before.items():
+            module.training = training
 
 
 def base_name(model: PreTrainedModel, name: str) -> str:

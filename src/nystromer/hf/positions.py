@@ -71,13 +71,22 @@ def refuse_longer_inputs(model: PreTrainedModel) -> None:
 
 
 def _check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    tokens = args[0] if args else kwargs.get("input_ids")
-    tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+    if torch.compiler.is_compiling() or kwargs.get("position_ids") is not None:
+        return
+    ids = args[0] if args else kwargs.get("input_ids")
+    tokens = kwargs.get("inputs_embeds") if ids is None else ids
     positions = num_positions(model)
-    if tokens is not None and positions is not None and tokens.shape[1] > positions:
+    if tokens is None or positions is None or tokens.shape[1] <= positions:
+        return
+    count = tokens.shape[1]
+    embeddings: Any = _with_table(model)[0]
+    padding = embeddings.position_embeddings.padding_idx
+    if ids is not None and padding is not None:  # RoBERTa counts real tokens alone
+        count = int((ids != padding).sum(1).max())
+    if count > positions:
         raise ValueError(
-            f"The model has {positions} positions, got {tokens.shape[1]} tokens; truncate them, or "
-            f"call nystromer.hf.resize_positions(model, {tokens.shape[1]})."
+            f"The model has {positions} positions, got {count} tokens; truncate them, or call "
+            f"nystromer.hf.resize_positions(model, {count})."
         )
 
 

@@ -35,13 +35,14 @@ def attach(model: PreTrainedModel) -> bool:
     modules = {base_name(model, name): module for name, module in model.named_modules()}
     if not all(choice.name in modules for choice in plan.layers):
         return False
-    model.config.attn_implementation = NAME  # as from_pretrained wants it in config.json
     for choice in plan.layers:
         module = modules[choice.name]
         setattr(module, CHOICE, choice)
         if choice.attention == "exact":
+            module.register_parameter(CONV, None)
             continue
-        _without_dropout(module)
+        if model.config._attn_implementation == NAME:
+            _without_dropout(module)
         kernel = choice.conv_kernel_size
         if kernel is None:
             module.register_parameter(CONV, None)
@@ -69,6 +70,12 @@ def _attach_if_planned(model: PreTrainedModel) -> None:
         attach(model)
 
 
+def _say_implementation(model: PreTrainedModel) -> None:
+    """In config.json, for from_pretrained."""
+    if getattr(model.config, NAME, None) is not None:
+        model.config.attn_implementation = model.config._attn_implementation
+
+
 def _start_missing_taps_at_zero(model: PreTrainedModel) -> None:
     """Weights that were saved without the convolution leave it as torch.empty made it."""
     for module in model.modules():
@@ -80,7 +87,7 @@ def _start_missing_taps_at_zero(model: PreTrainedModel) -> None:
 def _first(step: Callable[[PreTrainedModel], None], method: str) -> None:
     """Takes a step before a method of all models. transformers has no hook that from_pretrained
     calls between building a model and loading its weights, nor one for parameters that it missed;
-    both steps pass by models without a plan."""
+    all steps pass by models without a plan."""
     original = getattr(PreTrainedModel, method)
 
     @functools.wraps(original)
@@ -93,3 +100,4 @@ def _first(step: Callable[[PreTrainedModel], None], method: str) -> None:
 
 _first(_attach_if_planned, "post_init")
 _first(_start_missing_taps_at_zero, "initialize_weights")
+_first(_say_implementation, "save_pretrained")
