@@ -274,6 +274,18 @@ def test_nystrom_attention_under_autocast_casts_inputs_only(backend):
     assert torch.equal(output, nystrom_attention(*half, **options, backend=backend))
 
 
+@pytest.mark.parametrize("backend", [x for x in BACKENDS if x != "eager"])
+def test_a_backward_under_autocast_is_the_one_without(backend):
+    (q, k, v), options = make_inputs(Case(n=131, m=16, kernel=7), torch.float32)
+    q.requires_grad_()
+    probe = torch.randn(v.shape)
+    output = nystrom_attention(q, k, v, **options, backend=backend)
+    (expected,) = torch.autograd.grad(output, q, probe, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (got,) = torch.autograd.grad(output, q, probe)
+    assert_close(got, expected, 1e-6)
+
+
 @pytest.mark.parametrize("scheme", [segment_means, sample_tokens, kmeans])
 @backends
 def test_nystrom_attention_takes_landmarks_of_every_scheme(backend, scheme):

@@ -8,18 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nystromer.precision import without_autocast
+
 
 def operation(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Registers a function, by its annotations, as torch.ops.nystromer.<name>, on every device.
 
     torch.library.custom_op does the same, but its first call imports torch's compiler: a second or
-    two for somebody who compiles nothing.
+    two for somebody who compiles nothing. Autocast is off within: a backward may run under it.
     """
 
     def register(function: Callable[..., Any]) -> Any:
+        def run(first: Tensor, *args: Any, **kwargs: Any) -> Any:
+            with without_autocast(first):
+                return function(first, *args, **kwargs)
+
         qualified = f"nystromer::{name}"
         torch.library.define(qualified, torch.library.infer_schema(function, mutates_args=()))
-        torch.library.impl(qualified, "default", function)
+        torch.library.impl(qualified, "default", run)
         return getattr(torch.ops.nystromer, name).default
 
     return register

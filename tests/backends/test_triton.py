@@ -166,6 +166,9 @@ def test_triton_says_what_it_cannot_run(monkeypatch):
         )
         return backend.unsupported(query, query, value, m)
 
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "needs a GPU of compute capability 8.0, got 7.5" in reason()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert reason() is None
     assert reason(dim=256, value_dim=16, m=256, dtype=torch.bfloat16) is None
     assert "needs float16, bfloat16 or float32, got torch.float64" in reason(dtype=torch.float64)
@@ -219,14 +222,14 @@ def gpu():
 
 def test_gpu_benchmark_checks_what_it_times(gpu, monkeypatch, capsys):
     shape = gpu.Shape(2, 4, 40, 16, 8, kernel=5, masks="holes")
-    assert gpu.agrees(shape, torch.float16, "cpu")
+    assert gpu.agreed_error(shape, torch.float16, "cpu") < 4e-3
     right = gpu.ours
 
     def wrong(*arguments, backend="triton"):
         return right(*arguments, backend) * (torch.nan if backend == "triton" else 1)
 
     monkeypatch.setattr(gpu, "ours", wrong)
-    assert not gpu.agrees(shape, torch.float32, "cpu")
+    assert gpu.agreed_error(shape, torch.float32, "cpu") is None
     assert (
         "DISAGREES: B2 H4 N40 D16 M8 K5 holes torch.float32, error nan" in capsys.readouterr().out
     )

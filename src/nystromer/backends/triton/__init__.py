@@ -32,6 +32,10 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, num_landmarks: int) -
         return f"needs heads of at most {LIMIT}, got {query.shape[3]} and {value.shape[3]}"
     if num_landmarks > LIMIT:
         return f"needs at most {LIMIT} landmarks, got {num_landmarks}"
+    if query.device.type == "cuda" and not _interpreted() and not torch.version.hip:
+        capability = torch.cuda.get_device_capability(query.device)
+        if capability < (8, 0):
+            return f"needs a GPU of compute capability 8.0, got {capability[0]}.{capability[1]}"
     return None
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nystromer.pinv import NORM_DIMS, Pinv, pinv_start
+from nystromer.pinv import NORM_DIMS, Pinv, pinv_start, ridge_pinv_backward
 
 
 def pinv_backward(pinv: Pinv, matrix: Tensor, grad: Tensor) -> Tensor:
     """Gradient of A from that of `pinv.of(A)`. matrix, grad: [B, H, M, M], rows summing to 1."""
     if pinv.ridge is not None:
-        return _ridge_backward(matrix, grad, pinv.ridge)
+        return ridge_pinv_backward(matrix, grad, pinv.ridge)
     return _steps_backward(matrix, grad, pinv.iterations, pinv.init)
 
 
@@ -50,11 +50,3 @@ def _start_backward(matrix: Tensor, grad: Tensor, init: str) -> Tensor:
     largest = columns == column_norm
     share = row_norm * largest / largest.sum(dims, True)
     return grad.mT / c + grad_c * share[..., None, :]
-
-
-def _ridge_backward(matrix: Tensor, grad: Tensor, ridge: float) -> Tensor:
-    """With S = (A^T A + ridge I)^-1 and Z = S A^T: (I - A Z) G^T S - Z^T G Z^T."""
-    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    factor = torch.linalg.cholesky(matrix.mT @ matrix + ridge * identity)
-    z, gs = (torch.cholesky_solve(x, factor) for x in (matrix.mT, grad))
-    return gs.mT - matrix @ (z @ gs.mT) - z.mT @ grad @ z.mT

@@ -84,7 +84,7 @@ class Call:
         """What each token of a segment gets of its landmark's gradient [B, H, M, D]."""
         m = self.num_landmarks
         if tokens.lengths is None:
-            length = torch.tensor([[n]], device=grad.device)
+            length = torch.full((1, 1), n, device=grad.device)  # no copy from the host
         else:
             length = tokens.lengths[:, None]
         size = length // m
@@ -104,8 +104,10 @@ class Call:
             "num_stages": self.tiles.stages,
         }
 
-    def grid_landmarks(self, splits: int) -> tuple[int, int]:
-        return self.heads * splits, triton.cdiv(self.num_landmarks, self.tiles.landmarks)
+    def grid_landmarks(self, splits: int) -> tuple[int]:
+        """Blocks of landmarks of one split stand together: they share its tokens in the cache."""
+        blocks = triton.cdiv(self.num_landmarks, self.tiles.landmarks)
+        return (self.heads * splits * blocks,)
 
     def split_queries(self) -> tuple[int, int]:
         return split(self.query.shape[2], self.tiles.tokens)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nystromer.backends.triton.call import Call
-from nystromer.backends.triton.tiles import CHUNK, padded, precision
+from nystromer.backends.triton.tiles import CHUNK, for_any_length, padded, precision
 from nystromer.backends.triton.tokens import head_of, load_ranks, load_rows, product, store_rows
 from nystromer.precision import accumulation_dtype
 
@@ -51,14 +51,15 @@ def convolve(
     return b_acc
 
 
-@triton.jit
+@for_any_length
 def convolution_bwd_kernel_taps(
     p_v, s_vb, s_vh, s_vn, p_ranks, p_do, s_ob, s_oh, s_on, p_query_ranks, p_table, H, N, DV,
     BN: tl.constexpr, BDV: tl.constexpr, KERNEL: tl.constexpr, CHUNK: tl.constexpr,
     TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Tiles of V times their windows of dO, summed: the taps' gradient lies on the diagonals."""
-    i_w, i_s, i_bh = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    chunks = tl.cdiv(BN + KERNEL - 1, CHUNK)
+    i_bh, i_w, i_s = tl.program_id(0) // chunks, tl.program_id(0) % chunks, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
     WINDOW: tl.constexpr = (BN + KERNEL - 1 + CHUNK - 1) // CHUNK * CHUNK
     p_v = head_of(p_v, i_b, i_h, s_vb, s_vh)
@@ -74,7 +75,7 @@ def convolution_bwd_kernel_taps(
         m_n = load_ranks(p_query_ranks, i_b, o_n, N) >= 0
         b_do = load_rows(p_do, o_n, s_on, m_n, DV, BDV)  # [CHUNK, BDV]
         b_table = product(b_v, tl.trans(b_do), b_table, PRECISION)
-    i_row = (i_s.to(tl.int64) * tl.num_programs(2) + i_bh) * BN
+    i_row = (i_s.to(tl.int64) * (tl.num_programs(0) // chunks) + i_bh) * BN
     m_i = o_i >= 0
     store_rows(p_table + i_row * WINDOW + i_w * CHUNK, o_i, WINDOW, m_i, CHUNK, b_table, CHUNK)
 
@@ -94,7 +95,7 @@ def taps_gradient(call: Call, grad_output: Tensor) -> Tensor:
     width = window(tokens, kernel, CHUNK)
     splits, tiles = call.split_keys()
     table = value.new_empty(splits, batch, heads, tokens, width, dtype=dtype)
-    convolution_bwd_kernel_taps[(width // CHUNK, splits, batch * heads)](
+    convolution_bwd_kernel_taps[(batch * heads * (width // CHUNK), splits)](
         value, *value.stride()[:3], call.keys.ranks,
         grad_output, *grad_output.stride()[:3], call.queries.ranks, table, heads, n, dim,
         KERNEL=kernel, CHUNK=CHUNK, TILES=tiles, BN=tokens, BDV=padded(dim),

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nystromer.backends.triton.call import Call
-from nystromer.backends.triton.tiles import padded
+from nystromer.backends.triton.tiles import for_any_length, padded
 from nystromer.backends.triton.tokens import (
     head_of,
     load_length,
@@ -33,7 +33,7 @@ def hide_padding(b_s, b_rank, b_m, L, M, EXACT: tl.constexpr):
     return tl.where(b_rank >= 0, b_s, -float("inf"))
 
 
-@triton.jit
+@for_any_length
 def gather_fwd_kernel(
     p_q, p_k, s_kb, s_kh, s_kn, p_v, s_vb, s_vh, s_vn, p_ranks, p_lengths,
     p_total, p_top, p_mass, H, N, M, D, DV, splits,
@@ -41,7 +41,8 @@ def gather_fwd_kernel(
     TILES: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BM landmarks over TILES * BN keys: exp(S - top) V, its row sums, and top."""
-    i_bhs, i_m = tl.program_id(0), tl.program_id(1)
+    blocks = tl.cdiv(M, BM)
+    i_bhs, i_m = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     i_bh, i_s = i_bhs // splits, i_bhs % splits
     i_b, i_h = i_bh // H, i_bh % H
     o_m = i_m * BM + tl.arange(0, BM)
@@ -70,13 +71,13 @@ def gather_fwd_kernel(
         b_mass = b_mass * b_shrink + tl.sum(b_p, 1)
         b_total = product(b_p.to(b_v.dtype), b_v, b_total * b_shrink[:, None], PRECISION)
         b_top = b_new
-    i_row = (i_s.to(tl.int64) * (tl.num_programs(0) // splits) + i_bh) * M
+    i_row = (i_s.to(tl.int64) * (tl.num_programs(0) // (splits * blocks)) + i_bh) * M
     store_rows(p_total + i_row * DV, o_m, DV, m_m, DV, b_total, BDV)
     tl.store(p_top + i_row + o_m, b_top, mask=m_m)
     tl.store(p_mass + i_row + o_m, b_mass, mask=m_m)
 
 
-@triton.jit
+@for_any_length
 def gather_fwd_kernel_merge(
     p_total, p_top, p_mass, p_gathered, p_peak, p_sum, M, DV, splits,
     BM: tl.constexpr, BDV: tl.constexpr, SPLITS: tl.constexpr,

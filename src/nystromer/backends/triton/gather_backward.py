@@ -13,7 +13,7 @@ from torch import Tensor
 from nystromer.backends.triton.call import Call
 from nystromer.backends.triton.convolution import convolve, toeplitz
 from nystromer.backends.triton.gather import hide_padding
-from nystromer.backends.triton.tiles import CHUNK, padded
+from nystromer.backends.triton.tiles import CHUNK, for_any_length, padded
 from nystromer.backends.triton.tokens import (
     head_of,
     load_length,
@@ -25,7 +25,7 @@ from nystromer.backends.triton.tokens import (
 )
 
 
-@triton.jit
+@for_any_length
 def gather_bwd_kernel_landmarks(
     p_q, p_g, p_top, p_bias, p_k, s_kb, s_kh, s_kn, p_v, s_vb, s_vh, s_vn, p_ranks, p_lengths,
     p_grad, p_excess, H, N, M, D, DV, splits,
@@ -36,7 +36,8 @@ def gather_bwd_kernel_landmarks(
 
     Excess: the row sums of dS, zero but for its rounding.
     """
-    i_bhs, i_m = tl.program_id(0), tl.program_id(1)
+    blocks = tl.cdiv(M, BM)
+    i_bhs, i_m = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     i_bh, i_s = i_bhs // splits, i_bhs % splits
     i_b, i_h = i_bh // H, i_bh % H
     o_m = i_m * BM + tl.arange(0, BM)
@@ -69,12 +70,12 @@ def gather_bwd_kernel_landmarks(
     if EXACT:  # no logits with few keys
         b_grad = tl.where(L > M, b_grad, 0.0)
         b_excess = tl.where(L > M, b_excess, 0.0)
-    i_row += i_s.to(tl.int64) * (tl.num_programs(0) // splits) * M
+    i_row += i_s.to(tl.int64) * (tl.num_programs(0) // (splits * blocks)) * M
     store_rows(p_grad + i_row * D, o_m, D, m_m, D, b_grad, BD)
     tl.store(p_excess + i_row + o_m, b_excess, mask=m_m)
 
 
-@triton.jit
+@for_any_length
 def gather_bwd_kernel_tokens(
     p_q, p_g, p_top, p_bias, p_share, p_k, s_kb, s_kh, s_kn, p_v, s_vb, s_vh, s_vn,
     p_ranks, p_lengths, p_do, s_ob, s_oh, s_on, p_query_ranks, p_toeplitz,

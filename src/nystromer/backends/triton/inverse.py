@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nystromer.backends.triton.adjoint import pinv_backward
-from nystromer.backends.triton.tiles import padded, small_precision
+from nystromer.backends.triton.tiles import for_any_length, padded, small_precision
 from nystromer.backends.triton.tokens import load_rows, product, store_rows
 from nystromer.pinv import Pinv
 
@@ -60,7 +60,7 @@ def diagonal(o_m, factor: tl.constexpr):
     return tl.where(o_m[:, None] == o_m[None, :], factor, 0.0)
 
 
-@triton.jit
+@for_any_length
 def inverse_fwd_kernel(p_a, p_z, M, STEPS: tl.constexpr, MP: tl.constexpr, PRECISION: tl.constexpr):
     """Z <- 1/4 Z (13 I - A Z (15 I - A Z (7 I - A Z))) from A^T / (‖A‖_1 ‖A‖_inf), eq. 14."""
     o_m = tl.arange(0, MP)
@@ -76,7 +76,7 @@ def inverse_fwd_kernel(p_a, p_z, M, STEPS: tl.constexpr, MP: tl.constexpr, PRECI
     store_rows(p_z + i_row, o_m, M, o_m < M, M, b_z, MP)
 
 
-@triton.jit
+@for_any_length
 def inverse_bwd_kernel(
     p_a, p_g, p_steps, p_grad, M,
     STEPS: tl.constexpr, MP: tl.constexpr, PRECISION: tl.constexpr,

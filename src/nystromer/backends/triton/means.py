@@ -7,13 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nystromer.backends.triton.tiles import Tiles, padded
+from nystromer.backends.triton.tiles import Tiles, for_any_length, padded
 from nystromer.backends.triton.tokens import Tokens, head_of, load_length, load_rows
 
 ROUNDS = 16  # tiles of one segment that a program adds up
 
 
-@triton.jit
+@for_any_length
 def means_fwd_kernel(
     p_x, s_xb, s_xh, s_xn, p_positions, p_lengths, p_means, H, N, M, D,
     BN: tl.constexpr, BD: tl.constexpr, TILES: tl.constexpr,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nystromer.backends.triton.call import Call
 from nystromer.backends.triton.convolution import convolve, toeplitz
-from nystromer.backends.triton.tiles import CHUNK, padded
+from nystromer.backends.triton.tiles import CHUNK, for_any_length, padded
 from nystromer.backends.triton.tokens import (
     head_of,
     load_length,
@@ -35,7 +35,7 @@ def hide_unused(b_s, b_m, b_segment, LQ, LK, M, EXACT: tl.constexpr):
     return b_s
 
 
-@triton.jit
+@for_any_length
 def scatter_fwd_kernel(
     p_q, s_qb, s_qh, s_qn, p_k, p_context, p_ranks, p_lengths, p_key_lengths,
     p_v, s_vb, s_vh, s_vn, p_key_ranks, p_toeplitz,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nystromer.backends.triton.call import Call
 from nystromer.backends.triton.scatter import hide_unused
-from nystromer.backends.triton.tiles import padded
+from nystromer.backends.triton.tiles import for_any_length, padded
 from nystromer.backends.triton.tokens import (
     head_of,
     load_length,
@@ -24,7 +24,7 @@ from nystromer.backends.triton.tokens import (
 )
 
 
-@triton.jit
+@for_any_length
 def scatter_bwd_kernel_rows(
     p_q, s_qb, s_qh, s_qn, p_do, s_ob, s_oh, s_on, p_k, p_context, p_ranks, p_lengths,
     p_key_lengths, p_lse, p_delta, H, N, NK, M, D, DV, tiles,
@@ -70,7 +70,7 @@ def scatter_bwd_kernel_rows(
     tl.store(p_delta + i_row + o_n, b_delta / b_mass, mask=o_n < N)
 
 
-@triton.jit
+@for_any_length
 def scatter_bwd_kernel_landmarks(
     p_q, s_qb, s_qh, s_qn, p_do, s_ob, s_oh, s_on, p_k, p_context, p_ranks, p_lengths,
     p_key_lengths, p_lse, p_delta, p_grad_k, p_grad_context, H, N, NK, M, D, DV, splits,
@@ -78,7 +78,8 @@ def scatter_bwd_kernel_landmarks(
     TILES: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dK~ += dSᵀ Q, dcontext += Pᵀ dO. WHOLE: all M are here, so lse and delta are made here."""
-    i_bhs, i_m = tl.program_id(0), tl.program_id(1)
+    blocks = tl.cdiv(M, BM)
+    i_bhs, i_m = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     i_bh, i_s = i_bhs // splits, i_bhs % splits
     i_b, i_h = i_bh // H, i_bh % H
     o_m = i_m * BM + tl.arange(0, BM)
@@ -121,12 +122,12 @@ def scatter_bwd_kernel_landmarks(
         b_ds = b_p * (b_dp - b_delta[None, :])
         b_dc = product(b_p.to(b_do.dtype), b_do, b_dc, PRECISION)
         b_dk = product(b_ds.to(b_q.dtype), b_q, b_dk, PRECISION)
-    i_row += i_s.to(tl.int64) * (tl.num_programs(0) // splits) * M
+    i_row += i_s.to(tl.int64) * (tl.num_programs(0) // (splits * blocks)) * M
     store_rows(p_grad_k + i_row * D, o_m, D, m_m, D, b_dk, BD)
     store_rows(p_grad_context + i_row * DV, o_m, DV, m_m, DV, b_dc, BDV)
 
 
-@triton.jit
+@for_any_length
 def scatter_bwd_kernel_tokens(
     p_q, s_qb, s_qh, s_qn, p_do, s_ob, s_oh, s_on, p_k, p_context, p_share, p_ranks, p_lengths,
     p_key_lengths, p_lse, p_delta, p_dq, s_dqb, s_dqh, s_dqn, H, N, NK, M, D, DV, tiles,

@@ -12,6 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
+# A kernel is compiled once for all lengths, not anew for those that 16 divides.
+for_any_length = triton.jit(do_not_specialize=["N", "NK", "splits", "tiles"])
 CHUNK = 32  # rows of a convolution's window at a time
 
 
@@ -32,11 +34,13 @@ def padded(size: int) -> int:
 def tiles_for(query: Tensor, value: Tensor, num_landmarks: int) -> Tiles:
     dim = padded(max(query.shape[3], value.shape[3]))
     landmarks = min(32 if dim == 256 else 64, padded(num_landmarks))
+    if query.element_size() == 2 and dim == 256:
+        return Tiles(landmarks, 32, 8, 1)
     if query.element_size() == 2:
-        return Tiles(landmarks, 64, 8 if dim == 256 else 4, 2)
+        return Tiles(landmarks, 64, 4, 2)
     if query.element_size() == 8:
         return Tiles(landmarks, 64, 4, 1)
-    return Tiles(min(16 if dim == 256 else 32, landmarks), 32, 8, 1)
+    return Tiles(16, 16, 4, 1) if dim == 256 else Tiles(min(32, landmarks), 32, 8, 1)
 
 
 def split(n: int, tile: int) -> tuple[int, int]:
