@@ -99,7 +99,7 @@ def gather_bwd_kernel_tokens(
     for i_m in tl.range(0, MP, BM, num_stages=1):
         o_m = i_m + tl.arange(0, BM)
         m_m = o_m < M
-        b_q = load_rows(p_q + i_row * D, o_m, D, m_m, D, BD).to(b_k.dtype)  # [BM, BD]
+        b_q = load_rows(p_q + i_row * D, o_m, D, m_m, D, BD)  # [BM, BD]
         b_g = load_rows(p_g + i_row * DV, o_m, DV, m_m, DV, BDV)  # [BM, BDV]
         b_top = tl.load(p_top + i_row + o_m, mask=m_m, other=0.0)
         b_bias = tl.load(p_bias + i_row + o_m, mask=m_m, other=0.0)
@@ -161,6 +161,7 @@ def tokens_gradient(
 ) -> None:
     """Writes the gradients of key and value, with those of the means and of the convolution."""
     tiles = triton.cdiv(call.key.shape[2], call.tiles.tokens)
+    q_tilde = q_tilde.to(call.key.dtype)  # read by every tile
     matrices = None if call.taps is None else toeplitz(call.taps.flip(1), call.tiles.tokens, CHUNK)
     gather_bwd_kernel_tokens[(call.heads * tiles,)](
         q_tilde, grad, top, bias, share, *call.key_arguments(),

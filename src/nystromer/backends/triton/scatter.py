@@ -7,6 +7,7 @@ queries, and each reads the row of its own.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -42,6 +43,7 @@ def scatter_fwd_kernel(
     p_o, s_ob, s_oh, s_on, H, N, NK, M, D, DV, tiles,
     MP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     KERNEL: tl.constexpr, CHUNK: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+    SUMS: tl.constexpr,
 ):  # fmt: skip
     """One program: softmax(Q K~ᵀ) context [+ conv(V)] for BN queries, zero at padding."""
     i_bh, i_n = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -53,14 +55,14 @@ def scatter_fwd_kernel(
     LQ, LK = load_length(p_lengths, i_b, N), load_length(p_key_lengths, i_b, NK)
     b_segment = segment_of(b_rank, LQ, M)
     b_q = load_rows(head_of(p_q, i_b, i_h, s_qb, s_qh), o_n, s_qn, m_n, D, BD)  # [BN, BD]
-    b_o = tl.zeros([BN, BDV], dtype=p_k.dtype.element_ty)
-    b_mass = tl.zeros([BN], dtype=p_k.dtype.element_ty)
-    b_top = tl.full([BN], -float("inf"), dtype=p_k.dtype.element_ty)
+    b_o = tl.zeros([BN, BDV], dtype=SUMS)
+    b_mass = tl.zeros([BN], dtype=SUMS)
+    b_top = tl.full([BN], -float("inf"), dtype=SUMS)
     for i_m in tl.range(0, MP, BM, num_stages=1):
         o_m = i_m + tl.arange(0, BM)
         m_m = o_m < M
-        b_k = load_rows(p_k + i_row * D, o_m, D, m_m, D, BD).to(b_q.dtype)  # [BM, BD]
-        b_c = load_rows(p_context + i_row * DV, o_m, DV, m_m, DV, BDV).to(b_q.dtype)  # [BM, BDV]
+        b_k = load_rows(p_k + i_row * D, o_m, D, m_m, D, BD)  # [BM, BD]
+        b_c = load_rows(p_context + i_row * DV, o_m, DV, m_m, DV, BDV)  # [BM, BDV]
         b_s = tl.zeros([BN, BM], dtype=b_o.dtype)
         b_s = product(b_q, tl.trans(b_k), b_s, PRECISION)
         b_s = hide_unused(b_s, o_m[None, :], b_segment[:, None], LQ, LK, M, EXACT)
@@ -85,10 +87,13 @@ def scatter_fwd_kernel(
 def scatter(call: Call, k_tilde: Tensor, context: Tensor, output: Tensor) -> None:
     """Writes kernel_1 · context [+ conv(V)] to output. k_tilde: times the scale."""
     tiles = triton.cdiv(call.query.shape[2], call.tiles.tokens)
+    sums = tl.float64 if k_tilde.dtype == torch.float64 else tl.float32
+    k_tilde, context = (x.to(call.query.dtype) for x in (k_tilde, context))  # read by every tile
     matrices = None if call.taps is None else toeplitz(call.taps, call.tiles.tokens, CHUNK)
     scatter_fwd_kernel[(call.heads * tiles,)](
         call.query, *call.query.stride()[:3], k_tilde, context, *call.query_tokens(),
         call.value, *call.value.stride()[:3], call.keys.ranks, matrices,
         output, *output.stride()[:3], *call.query_sizes(), tiles,
-        MP=padded(call.num_landmarks), KERNEL=call.kernel, CHUNK=CHUNK, **call.options(),
+        MP=padded(call.num_landmarks), KERNEL=call.kernel, CHUNK=CHUNK, SUMS=sums,
+        **call.options(),
     )  # fmt: skip

@@ -151,8 +151,8 @@ def scatter_bwd_kernel_tokens(
     for i_m in tl.range(0, MP, BM, num_stages=1):
         o_m = i_m + tl.arange(0, BM)
         m_m = o_m < M
-        b_k = load_rows(p_k + i_row * D, o_m, D, m_m, D, BD).to(b_q.dtype)  # [BM, BD]
-        b_c = load_rows(p_context + i_row * DV, o_m, DV, m_m, DV, BDV).to(b_q.dtype)  # [BM, BDV]
+        b_k = load_rows(p_k + i_row * D, o_m, D, m_m, D, BD)  # [BM, BD]
+        b_c = load_rows(p_context + i_row * DV, o_m, DV, m_m, DV, BDV)  # [BM, BDV]
         b_s = tl.zeros([BN, BM], dtype=b_dq.dtype)
         b_s = product(b_q, tl.trans(b_k), b_s, PRECISION)
         b_s = hide_unused(b_s, o_m[None, :], b_segment[:, None], LQ, LK, M, EXACT)
@@ -202,6 +202,7 @@ def tokens_gradient(
 ) -> None:
     """Writes the gradient of query, with that of the segment means: share, [B, H, M, D]."""
     tiles = triton.cdiv(call.query.shape[2], call.tiles.tokens)
+    k_tilde, context = (x.to(call.query.dtype) for x in (k_tilde, context))  # read by every tile
     scatter_bwd_kernel_tokens[(call.heads * tiles,)](
         call.query, *call.query.stride()[:3], grad_output, *grad_output.stride()[:3],
         k_tilde, context, share, *call.query_tokens(), lse, delta,
