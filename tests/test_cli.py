@@ -199,3 +199,31 @@ def test_lra_refuses_in_one_sentence(monkeypatch, capsys, tmp_path, words, messa
     assert re.search(message, shown)
     assert len(shown.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_replaces_its_own_rows_alone(monkeypatch, capsys, tmp_path, measured):
+    words = ("bench", "--lengths", "4096", "--output", tmp_path)
+    assert run(monkeypatch, *words) == run(monkeypatch, *words) == 0
+    (tmp_path / "rows.csv").write_text("my rows\n")
+    assert run(monkeypatch, *words) == 2
+    assert "rows.csv is not of a former bench and would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "rows.csv").read_text() == "my rows\n"
+
+
+@pytest.mark.parametrize("where", ["measure", "sweep"])
+def test_an_interrupt_is_said_and_is_no_success(monkeypatch, capsys, tmp_path, where):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands if where == "sweep" else bench, where, interrupt)
+    assert run(monkeypatch, "bench", "--lengths", "4096", "--output", tmp_path / "x") == 130
+    assert capsys.readouterr().err.endswith("Interrupted.\n")
+
+
+def test_distill_leaves_folders_of_others_alone(monkeypatch, capsys, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "mine.txt").write_text("mine")
+    words = ("convert", "model", "--distill", "--text", "a.txt", "--output", tmp_path)
+    assert run(monkeypatch, *words) == 2
+    assert "checkpoints holds other files; name a new `--output`" in capsys.readouterr().err
+    assert (tmp_path / "checkpoints" / "mine.txt").read_text() == "mine"

@@ -2,11 +2,13 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from nystromer.hf import NystromformerForMaskedLM, nystromize, plan_of
 from nystromer.recipes.classifier import new_classifier
 from nystromer.recipes.classify import Settings, later_starts, scores, train_classifier
 from nystromer.recipes.examples import length
+from nystromer.recipes.predict import columns_of
 from nystromer.recipes.presets import preset
 from nystromer.recipes.tasks import Columns
 from nystromer.recipes.tokenizers import load_tokenizer
@@ -320,7 +323,10 @@ def test_scores_by_hand():
             "train --train-file {train} --token-dropout 1",
             "`token_dropout` must be at least 0 and below 1, got 1.0",
         ),
-        ("train --train-file {train} --learning-rate 0", "`learning_rate` must be above 0, got 0"),
+        (
+            "train --train-file {train} --learning-rate 0",
+            "`learning_rate` must be above 0 and finite, got 0",
+        ),
         (
             "train --train-file {train} --batch-size 8 --device-batch 3",
             "`batch_size` must be a multiple of 1 processes × 3 rows, got 8",
@@ -331,6 +337,13 @@ def test_scores_by_hand():
         ("predict {whole} none.csv", "none.csv cannot be read: No such file"),
         ("predict {whole} one.csv --output a.txt", "`--output` must be a new .jsonl or .csv file"),
         ("predict {whole} one.csv --output one.csv", "`--output` must be a new .jsonl or .csv"),
+        ("train --train-file {train} --learning-rate inf", "must be above 0 and finite, got inf"),
+        (
+            "predict {whole} one.csv --text-pair-column label --output b.csv",
+            "was trained on one text, got a second in the column 'label'; leave",
+        ),
+        ("predict {whole} done.csv --output b.csv", "done.csv has a column 'predicted' already"),
+        ("predict cut one.csv --output b.csv", "No classifier can be loaded from cut"),
         ("predict no/such one.csv", "No classifier can be loaded from no/such"),
         ("predict {encoder} one.csv", "is a BertModel, which gives no labels; train it first"),
     ],
@@ -344,9 +357,25 @@ def test_bad_input_is_one_sentence(
     Path("broken.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b"\n')
     Path("one.csv").write_text("text,label\n" + "a,1\n" * 9)
     Path("prose.csv").write_text("text,label\n" + "hello,1\nyou,2\n" * 9)
+    Path("done.csv").write_text("text,predicted\n" + "a,1\n" * 9)
+    shutil.copytree(whole, "cut")
+    Path("cut/model.safetensors").write_bytes((whole / "model.safetensors").read_bytes()[:999])
     before = sorted(tmp_path.iterdir())
     paths = {"train": files[1], "encoder": encoder, "whole": whole}
     code, _, error = run(*command.format(**paths).split())
     assert code == 2
     assert re.search(message, error)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "columns"),
+    [
+        (None, ("a", "b")),
+        ((None, None), ("a", "b")),
+        ((None, "second"), ("a", "second")),
+        (("first", None), ("first", "b")),
+    ],
+)
+def test_a_column_replaces_its_own_alone(given, columns):
+    assert columns_of(SimpleNamespace(text_columns=["a", "b"]), given) == columns

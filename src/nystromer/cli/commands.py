@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nystromer.bench import METHODS, Row, sweep, write_csv
+from nystromer.bench import METHODS, Row, read_csv, sweep, write_csv
 from nystromer.cli import training
 from nystromer.cli.lra import app as lra_app
 from nystromer.cli.pretraining import pretrain
@@ -56,6 +56,7 @@ def bench(
     """
     from nystromer.plots import scaling_figure
 
+    _check_former(output / "rows.csv")
     ns, names = _lengths(lengths), [name.strip() for name in methods.split(",") if name.strip()]
     _check_folder(output)
     err = Console(stderr=True)
@@ -83,6 +84,20 @@ def bench(
         if row.note:
             typer.echo(f"{row.case.method}, N = {row.case.n:,}: {row.note}.")
     typer.echo(f"Written: {output / 'rows.csv'}, {output / 'scaling.png'}")
+
+
+def _check_former(path: Path) -> None:
+    """
+    Raises:
+        ValueError: If there is a file, and it does not hold rows of a former run.
+    """
+    try:
+        if path.exists() and not read_csv(path):
+            raise ValueError
+    except (OSError, ValueError, TypeError, KeyError):
+        raise ValueError(
+            f"{path} is not of a former bench and would be replaced; name another `--output`."
+        ) from None
 
 
 @app.command()

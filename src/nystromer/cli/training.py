@@ -115,12 +115,11 @@ def predict(
     """Labels new text: every row of FILE with "predicted" and its "probability"."""
     from nystromer.recipes.predict import predict as label
 
-    columns = [name for name in (text_column, text_pair_column) if name is not None]
     skipped = label(
         model,
         file,
         output,
-        columns=columns or None,
+        columns=(text_column, text_pair_column),
         batch_size=batch_size,
         skip_bad_lines=skip_bad_lines,
     )

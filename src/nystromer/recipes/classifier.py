@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -68,7 +69,7 @@ def load_classifier(settings: Settings, labels: Sequence[str], columns: Columns)
         model = AutoModelForSequenceClassification.from_pretrained(
             name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0].rstrip(". ")
         raise ValueError(f"No classifier can be made of {name}: {first}.") from error
     if is_swappable(config) and settings.attention != "exact":

@@ -95,8 +95,10 @@ class Settings:
         for name in ("epochs", "batch_size", "device_batch", "max_length", "num_landmarks"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ValueError(
+                f"`learning_rate` must be above 0 and finite, got {self.learning_rate}."
+            )
         for name in ("token_dropout", "later_starts"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(

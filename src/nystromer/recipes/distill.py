@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,6 +123,9 @@ def distill(
         )
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(Progress())
+        for path in Path(folder).glob("checkpoint-*"):
+            if not (path / "trainer_state.json").exists():  # written last: it was interrupted
+                shutil.rmtree(path)
         trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
     student = student.eval()
     after = measure([last_hidden(student, x) for x in checks], exact)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from nystromer.hf.calibrate import calibration
@@ -102,6 +103,8 @@ def distill_encoder(
     """
     settings = settings or Settings()
     check_new(output, allowed="checkpoints")
+    if any(not path.name.startswith("checkpoint-") for path in output.glob("checkpoints/*")):
+        raise ValueError(f"{output / 'checkpoints'} holds other files; name a new `--output`.")
     if not files:
         raise ValueError("A distillation needs text to learn from, got none; pass --text FILE.")
     texts = [read_text(path) for path in files]
@@ -141,7 +144,7 @@ def load_encoder(name: str) -> tuple[PreTrainedModel, Any]:
     """
     try:
         return AutoModel.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0].rstrip(". ")
         raise ValueError(f"No model and tokenizer can be loaded from {name}: {first}.") from error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, Trainer
 
 import nystromer.hf  # noqa: F401  # the Auto classes take its models
@@ -25,7 +26,7 @@ def predict(
     file: Path,
     output: Path,
     *,
-    columns: Sequence[str] | None = None,
+    columns: Sequence[str | None] | None = None,
     batch_size: int = 32,
     skip_bad_lines: bool = False,
 ) -> int:
@@ -35,7 +36,8 @@ def predict(
         name: Folder of a run, or any classifier of transformers.
         file: Rows, see `read_rows`.
         output: A new file.
-        columns: Of the text, and of the second text; None is what the model was trained on.
+        columns: Of the text, and of the second text; None in place of both or of either is what
+            the model was trained on.
 
     Returns:
         How many lines were skipped.
@@ -46,12 +48,15 @@ def predict(
     if output.exists() or output.suffix not in WRITERS or not output.parent.is_dir():
         raise ValueError(f"`--output` must be a new .jsonl or .csv file in a folder, got {output}.")
     model, tokenizer = load(name)
-    text, *pair = columns or getattr(model.config, "text_columns", None) or ["text"]
+    text, pair = columns_of(model.config, columns)
     bad_lines = BadLines(skip_bad_lines)
-    rows = list(read_rows(file, [text, *pair], bad_lines))
-    examples = encode(
-        tokenizer, rows, Columns(text, pair=pair[0] if pair else None), tokenizer.model_max_length
-    )
+    rows = list(read_rows(file, [text, pair] if pair else [text], bad_lines))
+    taken = {name for row in rows for name in row} & {"predicted", "probability"}
+    if taken:
+        raise ValueError(
+            f"{file} has a column {min(taken)!r} already, which would be lost; rename it."
+        )
+    examples = encode(tokenizer, rows, Columns(text, pair=pair), tokenizer.model_max_length)
     order = by_length(examples)
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(
@@ -73,6 +78,19 @@ def predict(
     return bad_lines.count
 
 
+def columns_of(config: Any, given: Sequence[str | None] | None) -> tuple[str, str | None]:
+    """The columns of the text and of the second text, if there is one."""
+    trained = getattr(config, "text_columns", None)
+    text, pair = [*(trained or ["text"]), None][:2]
+    other_text, other_pair = [*(given or ()), None, None][:2]
+    if other_pair is not None and trained is not None and pair is None:
+        raise ValueError(
+            f"The model was trained on one text, got a second in the column {other_pair!r}; leave "
+            "`--text-pair-column` out."
+        )
+    return other_text or text, other_pair or pair
+
+
 def load(name: str) -> Any:
     """
     Raises:
@@ -80,7 +98,7 @@ def load(name: str) -> Any:
     """
     try:
         model = AutoModelForSequenceClassification.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0].rstrip(". ")
         raise ValueError(f"No classifier can be loaded from {name}: {first}.") from error
     made = (model.config.architectures or ["nothing"])[0]

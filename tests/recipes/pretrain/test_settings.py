@@ -52,7 +52,7 @@ def test_a_batch_that_cannot_be_divided(batch, each, processes, message):
         ({"evaluations": 0}, "`evaluations` must be at least 1, got 0"),
         ({"held_out": 0.0}, "`held_out` must be between 0 and 1, got 0.0"),
         ({"sequence_length": 10}, "`sequence_length` must be at least 16, got 10"),
-        ({"learning_rate": 0.0}, "`learning_rate` must be above 0, got 0.0"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be above 0 and finite, got 0.0"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path, options, message):

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -97,7 +98,7 @@ def model_of(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Nystromf
         fields["num_landmarks"] = settings.num_landmarks
     try:
         model = NystromformerForPreTraining.from_pretrained(settings.checkpoint, **fields)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0].rstrip(". ")
         raise ValueError(f"No model can be loaded from {settings.checkpoint}: {first}.") from error
     if len(tokenizer) > model.config.vocab_size:

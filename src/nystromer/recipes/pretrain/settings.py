@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import torch
@@ -82,8 +83,10 @@ def arguments_of(settings: Settings, output: Path) -> TrainingArguments:
         raise ValueError(
             f"`sequence_length` must be at least {SHORTEST}, got {settings.sequence_length}."
         )
-    if not settings.learning_rate > 0:
-        raise ValueError(f"`learning_rate` must be above 0, got {settings.learning_rate}.")
+    if not 0 < settings.learning_rate < inf:
+        raise ValueError(
+            f"`learning_rate` must be above 0 and finite, got {settings.learning_rate}."
+        )
     if not 0 < settings.held_out < 1:
         raise ValueError(f"`held_out` must be between 0 and 1, got {settings.held_out}.")
     steps = settings.steps or STEPS[settings.preset]
