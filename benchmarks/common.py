@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 RESULTS = Path(__file__).parent / "results"
+DATA = Path(os.environ.get("NYSTROMER_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MACHINE = {
     "torch": torch.__version__,
     "cpu": platform.processor() or platform.machine(),

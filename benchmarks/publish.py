@@ -1,6 +1,6 @@
 """Draws the figures and writes the tables of README and docs from the committed rows.
 
-    python benchmarks/publish.py
+    python -m benchmarks publish
 
 Nothing is measured here. Tables stand between `<!-- table: NAME -->` and `<!-- end -->`.
 """
@@ -14,20 +14,19 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import clustered_tables
-import clustered_tradeoff
-import common
-import growth
-import lra
-import recipes
-import table1
-from common import markdown
-from common import results as rows
-from everyone import DIRECTIONS, ESTIMATE, OTHERS, SAME
+from benchmarks import common
+from benchmarks.attention import growth, table1
+from benchmarks.attention.everyone import DIRECTIONS, ESTIMATE, OTHERS, SAME
+from benchmarks.clustered import tables as clustered_tables
+from benchmarks.clustered import tradeoff as clustered_tradeoff
+from benchmarks.common import markdown
+from benchmarks.common import results as rows
+from benchmarks.recipes import classifiers as recipes
+from benchmarks.recipes import lra
 from nystromer import plots
 from nystromer.bench import Row, read_csv
 from nystromer.plots import Panel
-from nystromer.recipes.curves import curves_figure
+from nystromer.recipes.shared.curves import curves_figure
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
@@ -342,7 +341,3 @@ def filled(text: str) -> str:
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda m, t=make: f"{m[1]}\n{t()}\n\n{m[2]}", text, flags=re.S)
     return text
-
-
-if __name__ == "__main__":
-    main()

@@ -12,10 +12,10 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from nystromer.recipes import trainer
 from nystromer.recipes.pretrain import pretrain
 from nystromer.recipes.pretrain.corpus import Corpus
 from nystromer.recipes.pretrain.settings import Settings
+from nystromer.recipes.shared import trainer
 
 
 def small_pretraining(file, checkpoint, output, steps, resume=False):

@@ -14,10 +14,10 @@ from sklearn.metrics import accuracy_score
 from transformers import DataCollatorWithPadding, TrainerCallback, set_seed
 
 from nystromer.hf import NystromformerForSequenceClassification
-from nystromer.recipes.presets import preset
-from nystromer.recipes.run import Run
-from nystromer.recipes.tokenizers import load_tokenizer
-from nystromer.recipes.trainer import RunTrainer, training_arguments
+from nystromer.recipes.shared.presets import preset
+from nystromer.recipes.shared.run import Run
+from nystromer.recipes.shared.tokenizers import load_tokenizer
+from nystromer.recipes.shared.trainer import RunTrainer, training_arguments
 
 SETTINGS = {"epochs": 2, "file": Path("a.txt")}
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_landmarks": 4, "num_labels": 2}

@@ -7,9 +7,9 @@ import pytest
 
 from nystromer import bench, cli
 from nystromer.bench import Row, read_csv
-from nystromer.cli import commands
+from nystromer.cli import measuring as commands
 from nystromer.hf import NystromformerConfig, NystromformerForMaskedLM
-from nystromer.recipes import encoder
+from nystromer.recipes.convert import encoder
 
 SMALL = {
     "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -127,9 +127,9 @@ def test_what_the_library_refuses_is_one_sentence(monkeypatch, capsys, tmp_path,
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_a_missing_library_is_named(monkeypatch, capsys, missing):
-    monkeypatch.delitem(sys.modules, "nystromer.cli.commands")
-    for name in [x for x in sys.modules if x.split(".")[0] == missing]:
-        monkeypatch.delitem(sys.modules, name)
+    for name in list(sys.modules):
+        if name.startswith("nystromer.cli.") or name.split(".")[0] == missing:
+            monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Missing(missing), *sys.meta_path])
     assert run(monkeypatch, "bench") == 2
     assert "pip install nystromer[bench]" in capsys.readouterr().err

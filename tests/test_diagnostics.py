@@ -4,8 +4,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import oracle
-from nystromer import diagnostics, nystrom_attention
-from nystromer.diagnostics import cost, diagnose, maps, spectrum
+from nystromer import nystrom_attention
+from nystromer.diagnostics import comparison, cost, diagnose, maps, spectrum
 
 
 def drifting(n, heads=2, dim=8, seed=0):
@@ -97,7 +97,7 @@ def test_diagnose_few_tokens_are_exact():
 
 
 def test_diagnose_has_no_map_of_a_long_sequence(monkeypatch):
-    monkeypatch.setattr(diagnostics, "MAP_LIMIT", 40)
+    monkeypatch.setattr(comparison, "MAP_LIMIT", 40)
     assert diagnose(*drifting(41), [8])[0].map_error is None
 
 

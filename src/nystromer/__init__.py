@@ -1,10 +1,10 @@
 """Nyström attention (Xiong et al. 2021, arXiv:2102.03902): right, fast, and a true drop-in."""
 
+from nystromer.attention_rows import nystrom_attention_rows as nystrom_attention_rows
 from nystromer.clustered.attention import clustered_attention as clustered_attention
-from nystromer.clustered.rows import clustered_attention_rows as clustered_attention_rows
+from nystromer.clustered.attention_rows import clustered_attention_rows as clustered_attention_rows
 from nystromer.functional import nystrom_attention as nystrom_attention
 from nystromer.modules import NystromAttention as NystromAttention
-from nystromer.rows import nystrom_attention_rows as nystrom_attention_rows
 
 __version__ = "0.1.0"
 __all__ = [

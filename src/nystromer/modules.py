@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nystromer.attention_rows import nystrom_attention_rows
 from nystromer.checks import check_positive
 from nystromer.functional import check_backend, nystrom_attention
-from nystromer.rows import nystrom_attention_rows
 
 
 class NystromAttention(nn.Module):

@@ -1,10 +1,8 @@
 """What `triton` promises beyond the numbers, and the sizes its tiles must cover."""
 
-import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,13 +16,12 @@ from nystromer.functional import choose_backend
 
 pytest.importorskip("triton")
 
+from benchmarks.attention import gpu
 from nystromer.backends.triton.adjoint import pinv_backward
 from nystromer.backends.triton.inverse import invert, invert_backward
 from nystromer.backends.triton.operation import triton_forward
 from nystromer.backends.triton.tiles import precision
 from nystromer.pinv import Pinv
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def results(tensors, options, backend):
@@ -191,7 +188,7 @@ def test_triton_is_chosen_by_name_alone():
 def test_triton_kernels_compile_for_a_gpu(case):
     """For sm_90, without one: registers and shared memory within the limits."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, BENCHMARKS / "compile_kernels.py", "--case", case]
+    command = [sys.executable, "-m", "benchmarks", "attention.compile_kernels", "--case", case]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -209,18 +206,7 @@ def test_triton_multiplies_float32_exactly_unless_torch_may_round(monkeypatch):
     assert precision() == "ieee"
 
 
-@pytest.fixture(scope="module")
-def gpu():
-    """benchmarks/gpu.py as a module."""
-    spec = importlib.util.spec_from_file_location("gpu", BENCHMARKS / "gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu"] = module  # where dataclasses look
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["gpu"]
-
-
-def test_gpu_benchmark_checks_what_it_times(gpu, monkeypatch, capsys):
+def test_gpu_benchmark_checks_what_it_times(monkeypatch, capsys):
     shape = gpu.Shape(2, 4, 40, 16, 8, kernel=5, masks="holes")
     assert gpu.agreed_error(shape, torch.float16, "cpu") < 4e-3
     right = gpu.ours
@@ -235,13 +221,14 @@ def test_gpu_benchmark_checks_what_it_times(gpu, monkeypatch, capsys):
     )
 
 
-def test_gpu_benchmark_compares_the_same_equations(gpu):
+def test_gpu_benchmark_compares_the_same_equations():
     shape = gpu.Shape(1, 2, 40, 16, 8, kernel=5)
     tensors = gpu.inputs(shape, torch.float32, "cpu")
     assert_close(gpu.plain(shape, *tensors), gpu.ours(shape, *tensors, backend="eager"), 1e-5)
 
 
 def test_gpu_benchmark_says_that_it_needs_a_gpu():
-    done = subprocess.run([sys.executable, BENCHMARKS / "gpu.py"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks", "attention.gpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "needs a GPU, got none" in done.stdout

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-import common
+from benchmarks import common
 
 
 @dataclass(frozen=True)

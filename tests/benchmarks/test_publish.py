@@ -1,12 +1,12 @@
 import pytest
 
-import publish
+from benchmarks import publish
 
 
 @pytest.mark.parametrize("page", publish.PAGES, ids=lambda page: page.name)
 def test_pages_show_the_committed_rows(page):
     text = page.read_text(encoding="utf-8")
-    assert publish.filled(text) == text, "run python benchmarks/publish.py"
+    assert publish.filled(text) == text, "run python -m benchmarks publish"
 
 
 def test_every_table_is_shown():

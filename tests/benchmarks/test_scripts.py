@@ -3,27 +3,23 @@
 import csv
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import everyone
-import growth
-from everyone import OTHERS
+from benchmarks.attention import everyone, growth
+from benchmarks.attention.everyone import OTHERS
 from nystromer.bench import Row, read_csv
-
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
 
 def run(script, output):
-    command = [sys.executable, SCRIPTS / f"{script}.py", "--quick", "--output", output]
+    command = [sys.executable, "-m", "benchmarks", script, "--quick", "--output", output]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     with output.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def test_everyone_measures_everyone(tmp_path):
-    rows = run("everyone", tmp_path / "everyone.csv")
+    rows = run("attention.everyone", tmp_path / "everyone.csv")
     assert len(rows) == 2 * len(OTHERS)
     for row in rows:
         assert row["version"]
@@ -60,7 +56,7 @@ def test_everyone_keeps_the_rows_of_others(tmp_path, monkeypatch, capsys):
 
 
 def test_table1_runs(tmp_path):
-    (row,) = run("table1", tmp_path / "table1.csv")
+    (row,) = run("attention.table1", tmp_path / "table1.csv")
     assert (row["n"], row["num_landmarks"]) == ("256", "32")
     assert float(row["naive_mib"]) > float(row["sdpa_mib"])
     assert float(row["naive_ratio"]) > 0
@@ -93,7 +89,7 @@ def test_growth_keeps_what_it_has_measured_when_killed(tmp_path, monkeypatch):
 
 
 def test_clustered_speed_checks_and_measures(tmp_path):
-    rows = run("clustered_speed", tmp_path / "clustered_speed.csv")
+    rows = run("clustered.speed", tmp_path / "clustered_speed.csv")
     assert [row["direction"] for row in rows] == ["forward", "forward + backward"]
     for row in rows:
         assert 0 < float(row["error"]) < 1e-5
@@ -101,6 +97,6 @@ def test_clustered_speed_checks_and_measures(tmp_path):
 
 
 def test_clustered_tradeoff_measures_error_and_time(tmp_path):
-    nystrom, clustered = run("clustered_tradeoff", tmp_path / "clustered_tradeoff.csv")
+    nystrom, clustered = run("clustered.tradeoff", tmp_path / "clustered_tradeoff.csv")
     assert float(nystrom["cosine"]) < float(clustered["cosine"]) < 1
     assert float(clustered["to_exact"]) > 0

@@ -21,7 +21,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        from nystromer.cli.commands import app
+        from nystromer.cli.app import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise

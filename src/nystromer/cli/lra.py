@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer()
 TASK_HELP = "listops, text, retrieval, imdb-same-movie, image or pathfinder."
 DATA_HELP = "Where the task's files are; else generated (listops, pathfinder) or from the Hub."
 Cache = Annotated[
@@ -17,7 +16,6 @@ Rows = Annotated[int | None, typer.Option(help="Training rows at most; to try th
 EvalRows = Annotated[int | None, typer.Option(help="Validation and test rows at most.")]
 
 
-@app.command()
 def lra(
     task: Annotated[str, typer.Argument(help=TASK_HELP)],
     output: Annotated[Path, typer.Option(help="New folder for model, metrics and curves.")],
@@ -74,7 +72,6 @@ def lra(
     )
 
 
-@app.command()
 def lra_data(
     task: Annotated[str, typer.Argument(help=TASK_HELP)],
     data_dir: Annotated[Path | None, typer.Option(help=DATA_HELP)] = None,

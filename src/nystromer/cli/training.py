@@ -86,7 +86,8 @@ def train(
     An interrupted run goes on to the same result when the command is given again with --resume.
     """
     options = {name: value for name, value in locals().items() if name not in ("resume", "output")}
-    from nystromer.recipes.classify import Settings, train_classifier
+    from nystromer.recipes.classify.settings import Settings
+    from nystromer.recipes.classify.train import train_classifier
 
     metrics = train_classifier(Settings(**options), output, resume=resume)
     Console().print(_table(metrics))
@@ -113,7 +114,7 @@ def predict(
     ] = False,
 ) -> None:
     """Labels new text: every row of FILE with "predicted" and its "probability"."""
-    from nystromer.recipes.predict import predict as label
+    from nystromer.recipes.classify.predict import predict as label
 
     skipped = label(
         model,

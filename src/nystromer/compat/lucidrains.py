@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nystromer.attention_rows import nystrom_attention_rows
 from nystromer.backends.eager import convolution, factors
 from nystromer.checks import check_mask, check_rows
 from nystromer.functional import check_backend, nystrom_attention
 from nystromer.pinv import Pinv, iterative_pinv
 from nystromer.precision import accumulation_dtype, without_autocast
-from nystromer.rows import nystrom_attention_rows
 
 MODES = ("legacy", "fixed")
 

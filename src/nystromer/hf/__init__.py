@@ -1,6 +1,7 @@
 """Hugging Face transformers: Nyström attention in models that exist, and the Nyströmformer models.
 
-Importing it registers "nystrom" with transformers, for attention and for masks.
+Importing it registers "nystrom" with transformers, for attention and for masks, and gives the
+Nyströmformer models to the Auto classes.
 """
 
 try:
@@ -10,29 +11,43 @@ except ModuleNotFoundError as _error:
         raise
     raise ImportError("nystromer.hf needs transformers: pip install nystromer[hf].") from _error
 
-from nystromer.hf.attention import nystrom_attention_forward as nystrom_attention_forward
-from nystromer.hf.calibrate import calibrate as calibrate
-from nystromer.hf.checkpoints import load_original as load_original
-from nystromer.hf.convert import nystromize as nystromize
-from nystromer.hf.layers import attention_layers as attention_layers
-from nystromer.hf.layers import intercepted as intercepted
-from nystromer.hf.nystromformer import NystromformerConfig as NystromformerConfig
-from nystromer.hf.nystromformer import NystromformerForMaskedLM as NystromformerForMaskedLM
-from nystromer.hf.nystromformer import (
-    NystromformerForMultipleChoice as NystromformerForMultipleChoice,
+from nystromer.hf.calibration.calibrate import calibrate
+from nystromer.hf.conversion.interface import nystrom_attention_forward
+from nystromer.hf.conversion.layers import attention_layers, intercepted
+from nystromer.hf.conversion.nystromize import nystromize
+from nystromer.hf.conversion.plan import LayerChoice, Plan
+from nystromer.hf.conversion.restore import plan_of
+from nystromer.hf.models import auto as _auto  # noqa: F401  # registers the models
+from nystromer.hf.models.configuration import NystromformerConfig
+from nystromer.hf.models.nystromformer import (
+    NystromformerForMaskedLM,
+    NystromformerForMultipleChoice,
+    NystromformerForQuestionAnswering,
+    NystromformerForSequenceClassification,
+    NystromformerForTokenClassification,
+    NystromformerModel,
 )
-from nystromer.hf.nystromformer import NystromformerForPreTraining as NystromformerForPreTraining
-from nystromer.hf.nystromformer import (
-    NystromformerForQuestionAnswering as NystromformerForQuestionAnswering,
-)
-from nystromer.hf.nystromformer import (
-    NystromformerForSequenceClassification as NystromformerForSequenceClassification,
-)
-from nystromer.hf.nystromformer import (
-    NystromformerForTokenClassification as NystromformerForTokenClassification,
-)
-from nystromer.hf.nystromformer import NystromformerModel as NystromformerModel
-from nystromer.hf.plan import LayerChoice as LayerChoice
-from nystromer.hf.plan import Plan as Plan
-from nystromer.hf.positions import resize_positions as resize_positions
-from nystromer.hf.restore import plan_of as plan_of
+from nystromer.hf.models.original_checkpoints import load_original
+from nystromer.hf.models.pretraining import NystromformerForPreTraining
+from nystromer.hf.positions import resize_positions
+
+__all__ = [
+    "LayerChoice",
+    "NystromformerConfig",
+    "NystromformerForMaskedLM",
+    "NystromformerForMultipleChoice",
+    "NystromformerForPreTraining",
+    "NystromformerForQuestionAnswering",
+    "NystromformerForSequenceClassification",
+    "NystromformerForTokenClassification",
+    "NystromformerModel",
+    "Plan",
+    "attention_layers",
+    "calibrate",
+    "intercepted",
+    "load_original",
+    "nystrom_attention_forward",
+    "nystromize",
+    "plan_of",
+    "resize_positions",
+]

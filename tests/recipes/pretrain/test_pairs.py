@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nystromer.recipes.pretrain.pairs import SENTENCE, Draw, Pad, rows_of
-from nystromer.recipes.tokenizers import load_tokenizer
+from nystromer.recipes.shared.tokenizers import load_tokenizer
 
 TEXT = "One two. Three four five! Six?\nSeven. " + "Eight nine. " * 5
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from nystromer.recipes.lra.store import Prepared, Split, fit, need_files, read_lines
 from nystromer.recipes.lra.text import checked
-from nystromer.recipes.rows import read_rows
+from nystromer.recipes.shared.rows import read_rows
 
 LIMIT = 4000
 FILES = {

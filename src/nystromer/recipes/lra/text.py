@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nystromer.recipes.lra.store import Prepared, Split, fit, from_hub, hold_out
-from nystromer.recipes.rows import read_rows
+from nystromer.recipes.shared.rows import read_rows
 
 HUB = "stanfordnlp/imdb"
 LIMIT = 4096

@@ -20,9 +20,9 @@ from nystromer.recipes.lra import attentions
 from nystromer.recipes.lra.data import load
 from nystromer.recipes.lra.model import Classifier, collate
 from nystromer.recipes.lra.tasks import TASKS, Task
-from nystromer.recipes.measure import StopWatch, step_peak_bytes
-from nystromer.recipes.run import Run, device_name
-from nystromer.recipes.trainer import RunTrainer, training_arguments
+from nystromer.recipes.shared.measure import StopWatch, step_peak_bytes
+from nystromer.recipes.shared.run import Run, device_name
+from nystromer.recipes.shared.trainer import RunTrainer, training_arguments
 
 LOOKS = 20  # at the validation rows in a training; the best of them is kept
 

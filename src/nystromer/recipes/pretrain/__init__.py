@@ -15,7 +15,6 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from nystromer.hf import NystromformerForPreTraining, resize_positions
-from nystromer.recipes.presets import preset
 from nystromer.recipes.pretrain.pairs import Draw, Pad
 from nystromer.recipes.pretrain.prepare import (
     COUNTS,
@@ -29,7 +28,8 @@ from nystromer.recipes.pretrain.prepare import (
 )
 from nystromer.recipes.pretrain.settings import Settings, arguments_of
 from nystromer.recipes.pretrain.trainer import Examples, Pretraining, scores
-from nystromer.recipes.run import Run
+from nystromer.recipes.shared.presets import preset
+from nystromer.recipes.shared.run import Run
 
 
 def pretrain(settings: Settings, output: Path, *, resume: bool = False) -> dict[str, Any]:

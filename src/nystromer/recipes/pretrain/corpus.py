@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import DownloadConfig, IterableDataset, load_dataset
 
-from nystromer.recipes.rows import BadLines, read_rows, reader, text_rows
+from nystromer.recipes.shared.rows import BadLines, read_rows, reader, text_rows
 
 LETTERS = 50_000  # of a document in a text file without empty lines
 

@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from nystromer.recipes.pretrain.corpus import Corpus, held_out
 from nystromer.recipes.pretrain.pairs import Draw, Row, rows_of
 from nystromer.recipes.pretrain.vocabulary import train_tokenizer
-from nystromer.recipes.rows import BadLines
-from nystromer.recipes.tokenizers import load_tokenizer
+from nystromer.recipes.shared.rows import BadLines
+from nystromer.recipes.shared.tokenizers import load_tokenizer
 
 DOCUMENTS = 200  # tokenised at a time
 TRAINED_ON = 1_000_000  # documents, for a tokenizer

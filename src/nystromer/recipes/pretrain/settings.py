@@ -10,9 +10,9 @@ import torch
 from transformers import TrainingArguments
 
 from nystromer.checks import check_positive
-from nystromer.recipes.presets import ATTENTIONS, PRESETS
 from nystromer.recipes.pretrain.corpus import Corpus
-from nystromer.recipes.trainer import training_arguments
+from nystromer.recipes.shared.presets import ATTENTIONS, PRESETS
+from nystromer.recipes.shared.trainer import training_arguments
 
 STEPS = {"tiny": 2_000, "bert-small": 100_000, "bert-base": 500_000}  # the last two: the paper's
 SHORTEST = 16  # tokens that hold two segments

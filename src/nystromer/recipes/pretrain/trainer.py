@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from nystromer.recipes.pretrain.pairs import Draw, Example
-from nystromer.recipes.trainer import EpochDataset, RunTrainer
+from nystromer.recipes.shared.trainer import EpochDataset, RunTrainer
 
 
 class Examples(EpochDataset):

@@ -1,0 +1,1 @@
+"""Benchmarks against others, a folder a subject; `python -m benchmarks` lists them."""

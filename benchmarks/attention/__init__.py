@@ -1,0 +1,1 @@
+"""Speed, memory and correctness of the attention operation against others."""

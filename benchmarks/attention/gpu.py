@@ -1,0 +1,303 @@
+"""Checks the triton backend on a GPU against float64, then times it against plain PyTorch and SDPA.
+
+    python -m benchmarks attention.gpu [--repeats 30] [--only SHAPE] [--output FILE]
+
+First every size, mask and dtype of a list is compared, output and gradients, with the equations in
+float64 (not with --only); then the shapes of the table, each again compared before it is timed: a
+row is printed only if its case agrees. A case that fails says so and the others go on. Medians of
+CUDA events over inputs that rotate through more than the cache holds. Writes
+benchmarks/results/gpu.csv after every row, unless --only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nystromer import nystrom_attention
+from nystromer.pinv import iterative_pinv
+
+# relative error against float64; gradients get three times as much (see tests/cases.py)
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+CACHED = 2**29  # bytes of inputs to rotate through: several times any cache
+PATIENCE = 20_000  # ms that one median may take, down to 3 repeats
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One call. masks: None, "right" (lengths from 1 to N) or "holes"."""
+
+    batch: int
+    heads: int
+    n: int
+    dim: int
+    m: int
+    kernel: int = 0
+    value_dim: int | None = None
+    masks: str | None = None
+
+    def __str__(self) -> str:
+        parts = [f"B{self.batch} H{self.heads} N{self.n} D{self.dim} M{self.m}"]
+        parts += [f"Dv{self.value_dim}"] if self.value_dim else []
+        parts += [f"K{self.kernel}"] if self.kernel else []
+        return " ".join(parts + ([self.masks] if self.masks else []))
+
+
+CHECKED = [
+    Shape(2, 2, 1, 64, 1),
+    Shape(2, 2, 63, 16, 1, kernel=3),
+    Shape(2, 3, 1000, 64, 64, kernel=33),
+    Shape(2, 3, 1000, 20, 13, kernel=65, value_dim=40),
+    Shape(2, 2, 111, 128, 100, kernel=7, masks="holes"),
+    Shape(5, 2, 300, 64, 32, kernel=33, masks="right"),
+    Shape(1, 2, 4099, 96, 256, value_dim=80),
+    Shape(1, 2, 2000, 256, 64, kernel=33),
+    Shape(1, 1, 2000, 256, 256),
+    Shape(1, 2, 20001, 64, 64, kernel=33, masks="holes"),
+]
+TIMED = [
+    Shape(4, 16, 65536, 128, 64),
+    Shape(4, 16, 65536, 128, 64, kernel=33),
+    Shape(1, 4, 1048576, 64, 32),
+    Shape(1, 8, 16384, 64, 256),
+    Shape(8, 12, 1024, 64, 64),
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    shape: str
+    dtype: str
+    direction: str
+    triton_ms: float
+    plain_ms: float  # the same equations in plain PyTorch
+    sdpa_ms: float  # exact attention
+    copy_fraction: float  # of the copy bandwidth: q twice, k, v and the output once, v again for K
+    peak_mib: float  # that triton adds to its inputs
+    error: float  # against float64
+    copy_tb_per_s: float
+    repeats: int
+    device: str
+    torch: str
+
+
+def inputs(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0):
+    """(query, key, value, taps or None, mask or None)."""
+    g = torch.Generator(device).manual_seed(seed)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=g, device=device, dtype=torch.float32).to(dtype)
+
+    tokens = (shape.batch, shape.heads, shape.n)
+    q, k = draw(*tokens, shape.dim), draw(*tokens, shape.dim)
+    v = draw(*tokens, shape.value_dim or shape.dim)
+    taps = draw(shape.heads, shape.kernel) / 6 if shape.kernel else None
+    mask = None
+    if shape.masks == "holes":
+        mask = torch.rand(shape.batch, shape.n, generator=g, device=device) < 0.7
+    elif shape.masks == "right":
+        lengths = torch.linspace(1, shape.n, shape.batch, device=device).long()
+        mask = torch.arange(shape.n, device=device) < lengths[:, None]
+    return q, k, v, taps, mask
+
+
+def ours(shape: Shape, q, k, v, taps, mask, backend: str = "triton") -> Tensor:
+    options = {"num_landmarks": shape.m, "mask": mask, "conv_weight": taps}
+    return nystrom_attention(q, k, v, **options, backend=backend)
+
+
+def plain(shape: Shape, q, k, v, taps, mask) -> Tensor:
+    """Eq. 14-17 as one would write them; N divisible by M, no mask."""
+    scale = shape.dim**-0.5
+    q_tilde, k_tilde = (x.unflatten(2, (shape.m, -1)).mean(3) for x in (q, k))
+    kernel_1 = torch.softmax(scale * q @ k_tilde.mT, -1)
+    kernel_2 = torch.softmax(scale * q_tilde.float() @ k_tilde.float().mT, -1)
+    kernel_3 = torch.softmax(scale * q_tilde @ k.mT, -1)
+    output = kernel_1 @ (iterative_pinv(kernel_2).to(q.dtype) @ (kernel_3 @ v))
+    if taps is not None:
+        weight = taps[:, None, :, None]
+        output = output + F.conv2d(v, weight, padding=(shape.kernel // 2, 0), groups=shape.heads)
+    return output
+
+
+def equations(shape: Shape, q, k, v, taps, mask) -> Tensor:
+    return ours(shape, q, k, v, taps, mask, backend="eager")
+
+
+def exact(shape: Shape, q, k, v, taps, mask) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def with_gradients(call: Callable[..., Tensor], shape: Shape, tensors, grad: Tensor):
+    """The output and the gradients of what requires one."""
+    leaves = [x for x in tensors if x is not None and x.requires_grad]
+    output = call(shape, *tensors)
+    if not leaves:
+        return [output]
+    return [output, *torch.autograd.grad(output, leaves, grad, allow_unused=True)]
+
+
+def error_of(shape: Shape, dtype: torch.dtype, device: str) -> float:
+    """Largest relative error of the output, and of the gradients / 3, against float64 (or NaN).
+
+    Heads are independent, so of a large case the first, a middle and the last one are compared.
+    """
+    q, k, v, taps, mask = inputs(shape, dtype, device)
+    # as a loss scale would: the gradients of queries go with 1/N, to what float16 cannot hold
+    grad = torch.randn_like(v) * max(1, shape.n // 2**16)
+    chosen = torch.tensor(sorted({0, shape.heads // 2, shape.heads - 1}), device=device)
+
+    def heads(x: Tensor) -> Tensor:
+        return x.detach().index_select(0 if x.dim() == 2 else 1, chosen).double()
+
+    double = [None if x is None else heads(x).requires_grad_() for x in (q, k, v, taps)]
+    single = [None if x is None else x.requires_grad_() for x in (q, k, v, taps)]
+    got = with_gradients(ours, shape, (*single, mask), grad)
+    expected = with_gradients(equations, shape, (*double, mask), heads(grad))
+    errors = [
+        (heads(a) - b.detach()).norm() / b.detach().norm().clamp(min=1e-30)
+        for a, b in zip(got, expected, strict=True)
+    ]
+    return float(torch.stack([errors[0], *(x / 3 for x in errors[1:])]).max())
+
+
+def agreed_error(shape: Shape, dtype: torch.dtype, device: str) -> float | None:
+    """Prints the error of a case, and returns it if it is within the tolerance."""
+    try:
+        error = error_of(shape, dtype, device)
+    except Exception:  # the other cases have something to say all the same
+        traceback.print_exc()
+        print(f"FAILS: {shape} {dtype}", flush=True)
+        return None
+    agreed = error < TOLERANCE[dtype]  # False for NaN
+    print(f"{'agrees' if agreed else 'DISAGREES'}: {shape} {dtype}, error {error:.1e}", flush=True)
+    return error if agreed else None
+
+
+def median_ms(call: Callable[[int], object], repeats: int) -> tuple[float, int]:
+    """(median, repeats): of CUDA events; fewer repeats, at least 3, where PATIENCE ends."""
+
+    def once(i: int) -> float:
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call(i)
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop)
+
+    warm = [once(i) for i in range(3)]
+    repeats = max(3, min(repeats, int(PATIENCE / max(warm[1:]))))
+    return statistics.median(once(i) for i in range(repeats)), repeats
+
+
+def copy_bandwidth() -> float:
+    """Bytes per millisecond, read and written, of one tensor copied to another."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / median_ms(lambda i: target.copy_(source), 30)[0]
+
+
+def least_bytes(shape: Shape, backward: bool) -> int:
+    """Of half precision: q twice, k, v, output; v again for K; twice that and dO, 3 dX backward."""
+    passes = 5 + (shape.kernel > 0)
+    passes += (8 + (shape.kernel > 0)) if backward else 0
+    return 2 * passes * shape.batch * shape.heads * shape.n * shape.dim
+
+
+def rows_of(shape: Shape, error: float, bandwidth: float, repeats: int) -> Iterator[Row]:
+    dtype = torch.float16
+    torch.cuda.empty_cache()
+    grad = torch.randn_like(inputs(shape, dtype, "cuda")[2])
+    size = 6 * shape.batch * shape.heads * shape.n * shape.dim
+    sets = [inputs(shape, dtype, "cuda", seed) for seed in range(1 + CACHED // size)]
+    for backward in (False, True):
+        for tensors in sets:
+            for x in tensors:
+                if x is not None and x.is_floating_point():
+                    x.requires_grad_(backward)
+
+        def timed(
+            call: Callable[..., Tensor], backward: bool = backward
+        ) -> tuple[float, int, float]:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            with torch.set_grad_enabled(backward):
+                time, count = median_ms(
+                    lambda i: with_gradients(call, shape, sets[i % len(sets)], grad), repeats
+                )
+            return time, count, (torch.cuda.max_memory_allocated() - before) / 2**20
+
+        time, count, peak = timed(ours)
+        yield Row(
+            str(shape),
+            "float16",
+            "forward + backward" if backward else "forward",
+            time,
+            timed(plain)[0],
+            timed(exact)[0],
+            least_bytes(shape, backward) / time / bandwidth,
+            peak,
+            error,
+            bandwidth / 1e9,
+            count,
+            torch.cuda.get_device_name(),
+            torch.__version__,
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--only", help="a part of the shape's name, such as N1024")
+    results = Path(__file__).parents[1] / "results" / "gpu.csv"
+    parser.add_argument("--output", type=Path, default=results)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("attention.gpu needs a GPU, got none; on a CPU use attention.cpu.")
+        return 2
+    checked = [] if arguments.only else CHECKED
+    errors = [agreed_error(shape, dtype, "cuda") for dtype in TOLERANCE for shape in checked]
+    bandwidth = copy_bandwidth()
+    print(f"{torch.cuda.get_device_name()}: copies at {bandwidth / 1e9:.2f} TB/s")
+    found = []
+    for shape in TIMED:
+        if arguments.only is None or arguments.only in str(shape):
+            error = agreed_error(shape, torch.float16, "cuda")
+            errors.append(error)
+            if error is None:
+                continue
+            for row in rows_of(shape, error, bandwidth, arguments.repeats):
+                found.append(row)
+                show(row)
+                if arguments.only is None:  # a part would replace the whole
+                    write(found, arguments.output)
+    return 1 if None in errors else 0
+
+
+def show(row: Row) -> None:
+    print(
+        f"{row.shape:32s} {row.direction:18s} triton {row.triton_ms:8.3f} ms, "
+        f"plain {row.plain_ms / row.triton_ms:5.1f}x, SDPA {row.sdpa_ms / row.triton_ms:7.2f}x, "
+        f"{100 * row.copy_fraction:3.0f} % of copying, {row.peak_mib:,.0f} MiB",
+        flush=True,
+    )
+
+
+def write(rows: list[Row], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(f.name for f in fields(Row))
+        writer.writerows(
+            [f"{x:.4g}" if isinstance(x, float) else x for x in astuple(row)] for row in rows
+        )
+    print(f"written to {path}")

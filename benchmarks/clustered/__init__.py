@@ -1,0 +1,1 @@
+"""Clustered attention: quality, speed, training."""

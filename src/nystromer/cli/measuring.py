@@ -1,0 +1,147 @@
+"""The commands that measure and show: `nystromer bench` and `nystromer demo`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from nystromer.bench import METHODS, Row, read_csv, sweep, write_csv
+
+if TYPE_CHECKING:
+    pass
+
+
+def bench(
+    lengths: Annotated[str, typer.Option(help="Tokens N.")] = "1024,4096,16384,65536",
+    num_landmarks: Annotated[int, typer.Option(help="Landmarks M.")] = 64,
+    heads: Annotated[int, typer.Option(help="Heads H.")] = 8,
+    head_dim: Annotated[int, typer.Option(help="Features D of a head.")] = 64,
+    dtype: Annotated[str, typer.Option(help="float32, float64, float16 or bfloat16.")] = "float32",
+    backward: Annotated[bool, typer.Option("--backward", help="Gradients too.")] = False,
+    methods: Annotated[str, typer.Option(help="What to compare.")] = ",".join(METHODS),
+    repeats: Annotated[int, typer.Option(help="Runs of which the median counts.")] = 5,
+    time_limit: Annotated[float, typer.Option(help="Seconds a run may be predicted to take.")] = 20,
+    output: Annotated[Path, typer.Option(help="Folder for rows.csv and scaling.png.")] = Path(
+        "bench"
+    ),
+) -> None:
+    """Time, memory and error of exact and Nyström attention over N, on this machine.
+
+    Every case runs one sequence in a process of its own.
+
+    "module" and "nystrom-attention" are layers with projections and convolution.
+    """
+    from nystromer.plots import scaling_figure
+
+    _check_former(output / "rows.csv")
+    ns, names = _lengths(lengths), [name.strip() for name in methods.split(",") if name.strip()]
+    _check_folder(output)
+    err = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as progress:
+        bar = progress.add_task("starting", total=len(ns) * len(names))
+        rows = sweep(
+            ns,
+            names,
+            num_landmarks=num_landmarks,
+            heads=heads,
+            head_dim=head_dim,
+            dtype=dtype,
+            backward=backward,
+            repeats=repeats,
+            time_limit=time_limit,
+            on_case=lambda case: progress.update(bar, description=f"{case.method}, N = {case.n:,}"),
+            on_row=lambda _: progress.advance(bar),
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    write_csv(rows, output / "rows.csv")
+    scaling_figure(rows).savefig(output / "scaling.png")
+    Console().print(_table(rows))
+    for row in rows:
+        if row.note:
+            typer.echo(f"{row.case.method}, N = {row.case.n:,}: {row.note}.")
+    typer.echo(f"Written: {output / 'rows.csv'}, {output / 'scaling.png'}")
+
+
+def _check_former(path: Path) -> None:
+    """
+    Raises:
+        ValueError: If there is a file, and it does not hold rows of a former run.
+    """
+    try:
+        if path.exists() and not read_csv(path):
+            raise ValueError
+    except (OSError, ValueError, TypeError, KeyError):
+        raise ValueError(
+            f"{path} is not of a former bench and would be replaced; name another `--output`."
+        ) from None
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for report.html.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Of the data, the weights and the batches.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+) -> None:
+    """The whole story on this machine in a few minutes: measure, train, draw, report."""
+    from nystromer.recipes.demo import run_demo
+
+    typer.echo(f"Written: {run_demo(output, seed=seed, epochs=epochs)}")
+
+
+def _lengths(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise ValueError(
+            f"`--lengths` must be whole numbers of at least 1 with commas between, got {text!r}; "
+            "write 1024,4096."
+        )
+    return [int(part) for part in parts]
+
+
+def _check_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`--output` must be a folder that can be written, got {path} ({error.strerror}); "
+            "name another."
+        ) from error
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    case, row = rows[0].case, rows[0]
+    work = "forward and backward" if case.backward else "forward"
+    table = Table(
+        title=f"{work}, M = {case.num_landmarks}, {case.heads} heads of {case.head_dim}, "
+        f"{case.dtype}\n{row.device}, torch {row.torch_version}",
+        caption="memory: on top of the inputs; error: to exact attention",
+        box=SIMPLE,
+    )
+    for name in ("N", "method", "time", "memory", "error"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for i, row in enumerate(rows):
+        table.add_row(
+            f"{row.case.n:,}",
+            row.case.method,
+            _seconds(row.seconds),
+            "–" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f} MiB",
+            "–" if row.error is None else f"{row.error:.2g}",
+            end_section=i + 1 < len(rows) and rows[i + 1].case.n != row.case.n,
+        )
+    return table
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"

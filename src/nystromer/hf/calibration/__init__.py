@@ -1,0 +1,1 @@
+"""Calibrating an encoder: measure every layer, then choose its attention under a budget."""

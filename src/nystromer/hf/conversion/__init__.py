@@ -1,0 +1,1 @@
+"""Converting an encoder: what `nystromize` does, and what a converted encoder runs."""

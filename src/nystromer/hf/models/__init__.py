@@ -1,0 +1,1 @@
+"""The Nyströmformer models, and the checkpoints of the original repository."""

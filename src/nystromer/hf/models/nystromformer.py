@@ -1,0 +1,126 @@
+"""The Nyströmformer models of transformers with this package's attention: the import is swapped,
+names of parameters and config fields stay.
+
+Nothing is copied: transformers builds its model, then the classes in `OURS` take the place of its.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.nystromformer import modeling_nystromformer as theirs
+from transformers.utils.generic import can_return_tuple
+
+from nystromer.hf.conversion.interface import NAME
+from nystromer.hf.masks import key_mask
+from nystromer.hf.models.configuration import NystromformerConfig
+from nystromer.hf.models.embeddings import Embeddings, NgramEmbedding
+from nystromer.hf.models.self_attention import SelfAttention
+from nystromer.hf.positions import refuse_longer_inputs
+
+
+class Swapped(PreTrainedModel):
+    """Put before a class of transformers: builds its model, then swaps the parts in `OURS`."""
+
+    config_class = NystromformerConfig
+    # Their losses are means, but **kwargs makes Trainer take them for parts of a sum: it would add
+    # up the gradients of accumulated batches and processes.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        if not isinstance(config, NystromformerConfig):
+            config = NystromformerConfig.from_dict(config.to_dict())
+        option = config.inv_coeff_init_option
+        config.inv_coeff_init_option = False  # transformers' own layer fails with True
+        super().__init__(config)
+        config.inv_coeff_init_option = option
+        for module in self.modules():
+            if type(module) in OURS:
+                module.__class__ = OURS[type(module)]
+            if isinstance(module, SelfAttention):
+                module.config = config
+        for module in list(self.modules()):
+            if isinstance(module, Embeddings):
+                module.ngram_embeddings = None
+                if config.ngram_size > 1:
+                    module.ngram_embeddings = NgramEmbedding(config)
+                    self._init_weights(module.ngram_embeddings)
+        refuse_longer_inputs(self)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, NgramEmbedding):  # their sum as large as a token's own
+            std = self.config.initializer_range / (self.config.ngram_size - 1) ** 0.5
+            init.normal_(module.weight, std=std)
+
+    def get_correct_attn_implementation(self, *args: Any, **kwargs: Any) -> str:
+        return NAME  # for its masks: [B, N], where "eager" makes [B, 1, N, N]
+
+
+class NystromformerModel(Swapped, theirs.NystromformerModel):
+    pass
+
+
+class NystromformerForMaskedLM(Swapped, theirs.NystromformerForMaskedLM):
+    pass
+
+
+class NystromformerForSequenceClassification(
+    Swapped, theirs.NystromformerForSequenceClassification
+):
+    """With `classifier_pooling`, a field of the config."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        outputs = self.nystromformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs
+        )
+        states = outputs.last_hidden_state  # [B, N, E]
+        if self.config.classifier_pooling == "mean":
+            states = mean_of_tokens(states, attention_mask)
+        logits = self.classifier(states)  # of the first
+        return SequenceClassifierOutput(
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def mean_of_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
+    """Of the real ones: [B, N, E], any mask that the model takes -> [B, 1, E]."""
+    if mask is None:
+        return states.mean(1, keepdim=True)
+    real: Any = mask.bool() if mask.dim() == 2 else key_mask(mask, len(states))
+    weights = real.unsqueeze(2).to(states.dtype)
+    return (states * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
+
+
+class NystromformerForTokenClassification(Swapped, theirs.NystromformerForTokenClassification):
+    pass
+
+
+class NystromformerForQuestionAnswering(Swapped, theirs.NystromformerForQuestionAnswering):
+    pass
+
+
+class NystromformerForMultipleChoice(Swapped, theirs.NystromformerForMultipleChoice):
+    pass
+
+
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    theirs.NystromformerEmbeddings: Embeddings,
+    theirs.NystromformerSelfAttention: SelfAttention,
+    theirs.NystromformerModel: NystromformerModel,
+}

@@ -1,0 +1,68 @@
+"""NystromformerForPreTraining: masked words and sentence order."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.albert.modeling_albert import AlbertForPreTrainingOutput
+
+from nystromer.hf.models.configuration import NystromformerConfig
+from nystromer.hf.models.nystromformer import NystromformerForMaskedLM
+
+
+class NystromformerForPreTraining(NystromformerForMaskedLM):
+    """Masked language model and sentence order, the paper's pre-training. transformers has no such
+    class; its NystromformerForMaskedLM reads what this one saves, and the other way round."""
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: NystromformerConfig) -> None:
+        super().__init__(config)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.sentence_order = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        sentence_order_label: Tensor | None = None,
+        only_asked: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> AlbertForPreTrainingOutput:
+        """labels [B, N], -100 where nothing is asked; sentence_order_label [B], 1 if the two
+        segments were swapped. The loss is the sum of the two mean cross entropies.
+
+        With only_asked words are predicted where labels ask and nowhere else, for a fraction of the
+        cost: prediction_logits is [asked, V]. num_items_in_batch is what Trainer passes, the words
+        asked in all batches of an update: the loss is this batch's part of the update's."""
+        kwargs["return_dict"] = True
+        outputs = self.nystromformer(input_ids, attention_mask=attention_mask, **kwargs)
+        states = outputs.last_hidden_state  # [B, N, E]
+        order = self.sentence_order(self.dropout(torch.tanh(self.pooler(states[:, 0]))))
+        losses = []
+        share: Tensor | float = 1.0
+        if labels is not None:
+            asked = labels != -100
+            if only_asked:
+                states, labels = states[asked], labels[asked]
+            words = self.cls(states)
+            total = F.cross_entropy(words.flatten(0, -2), labels.flatten(), reduction="sum")
+            losses.append(total / asked.sum().clamp(min=1))
+            if num_items_in_batch is not None:
+                share = asked.sum() / num_items_in_batch
+        else:
+            words = self.cls(states)
+        if sentence_order_label is not None:
+            losses.append(F.cross_entropy(order, sentence_order_label))
+        return AlbertForPreTrainingOutput(
+            loss=share * sum(losses[1:], losses[0]) if losses else None,
+            prediction_logits=words,
+            sop_logits=order,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )

@@ -1,0 +1,1 @@
+"""Training a classifier of texts (`nystromer train`) and using it (`nystromer predict`)."""

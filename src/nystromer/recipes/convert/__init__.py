@@ -1,0 +1,1 @@
+"""Converting an encoder from files (`nystromer convert`, `inspect`, `calibrate`), with training."""

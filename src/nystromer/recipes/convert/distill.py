@@ -1,0 +1,213 @@
+"""Self-distillation: an encoder with Nyström attention learns from its exact twin."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    ProgressCallback,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from nystromer.hf import nystromize
+from nystromer.hf.calibration.calibrate import uniform
+from nystromer.hf.calibration.fidelity import Fidelity, exact_states, last_hidden, measure
+from nystromer.hf.calibration.survey import survey
+from nystromer.hf.conversion.interface import CONV
+from nystromer.hf.conversion.plan import Plan
+from nystromer.recipes.shared.trainer import Progress, bfloat16_is_fast
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a distillation.
+
+    Args:
+        steps: Updates at most; early stopping may end it before.
+        batch_size: Passages an update.
+        learning_rate: The most that AdamW takes, after a tenth of the steps; it falls to 0.
+        conv_learning_rate: The same of the convolutions.
+        eval_every: Updates between two looks at the held-out passages.
+        patience: Looks without a lower loss after which it stops.
+        calibration_passages: For the start, see `calibrate`.
+        seed: Of the order of the passages.
+    """
+
+    steps: int = 300
+    batch_size: int = 4
+    learning_rate: float = 1e-4
+    conv_learning_rate: float = 1e-3
+    eval_every: int = 25
+    patience: int = 5
+    calibration_passages: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """The student, and how close to its exact twin it was at each stage, on held-out passages."""
+
+    student: PreTrainedModel
+    stages: dict[str, Fidelity]
+    steps: int
+
+
+def distill(
+    model: PreTrainedModel,
+    train: Tensor,
+    held_out: Tensor,
+    *,
+    num_landmarks: int = 64,
+    plan: Plan | None = None,
+    settings: Settings | None = None,
+    checkpoints: str | None = None,
+) -> Distilled:
+    r"""Trains a copy of the encoder with Nyström attention to say what the exact model says.
+
+    Loss of a batch, with the hidden
+    states h_l of all layers (h*_l the exact model's) and the mean e of the last over the tokens:
+
+        mean_l ‖h_l - h*_l‖² / ‖h*_l‖²  +  mean(1 - cos(e, e*))
+
+    Args:
+        model: An encoder with exact attention; it is not changed.
+        train: Token ids, [passages, N].
+        held_out: The same, for early stopping and the figures.
+        num_landmarks: M.
+        plan: Where to start, instead of a plan without exact heads calibrated on `train`.
+        settings: Sizes and rates.
+        checkpoints: A folder from which an interrupted run goes on; None keeps nothing.
+
+    Raises:
+        ValueError: As `calibrate`.
+    """
+    settings = settings or Settings()
+    if plan is None:
+        batches = [{"input_ids": x} for x in train[: settings.calibration_passages].split(4)]
+        best = uniform(survey(model, batches, num_landmarks))[1]
+        plan = Plan(model.config.model_type, tuple(best))
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    student = nystromize(copy.deepcopy(model), plan=plan)
+    for module in student.modules():  # the exact twin has none either
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    checks = [{"input_ids": x} for x in held_out.split(settings.batch_size)]
+    exact = exact_states(teacher, checks)
+    plain = nystromize(copy.deepcopy(model), num_landmarks)
+    before = measure([last_hidden(plain, x) for x in checks], exact)
+    calibrated = measure([last_hidden(student.eval(), x) for x in checks], exact)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = checkpoints or temporary
+        trainer = Distillation(
+            teacher,
+            student,
+            training_arguments(folder, settings),
+            train_dataset=Passages(train),
+            eval_dataset=Passages(held_out),
+            optimizers=(optimizer(student, settings), None),
+            callbacks=[EarlyStoppingCallback(settings.patience)],
+        )
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(Progress())
+        for path in Path(folder).glob("checkpoint-*"):
+            if not (path / "trainer_state.json").exists():  # written last: it was interrupted
+                shutil.rmtree(path)
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
+    student = student.eval()
+    after = measure([last_hidden(student, x) for x in checks], exact)
+    steps = trainer.state.global_step
+    stages = {"swapped": before, "calibrated": calibrated, f"after {steps} steps": after}
+    return Distilled(student, stages, steps)
+
+
+def training_arguments(folder: str, settings: Settings) -> TrainingArguments:
+    return TrainingArguments(
+        folder,
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.steps // 10,
+        weight_decay=0.0,
+        eval_strategy="steps",
+        eval_steps=settings.eval_every,
+        save_strategy="steps",
+        save_steps=settings.eval_every,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        prediction_loss_only=True,
+        logging_strategy="no",
+        report_to=[],
+        seed=settings.seed,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=bfloat16_is_fast(),
+        dataloader_pin_memory=False,
+    )
+
+
+def optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """AdamW with a rate of its own for the convolutions, whose taps are few and small."""
+    named = list(student.named_parameters())
+    taps = [p for name, p in named if name.endswith(CONV)]
+    others = [p for name, p in named if not name.endswith(CONV)]
+    groups = [
+        {"params": others, "lr": settings.learning_rate},
+        {"params": taps, "lr": settings.conv_learning_rate},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=0.0)
+
+
+class Passages(Dataset[dict[str, Tensor]]):
+    def __init__(self, ids: Tensor) -> None:
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.ids[index]}
+
+
+class Distillation(Trainer):
+    """transformers' Trainer with the exact twin for its labels."""
+
+    def __init__(self, teacher: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.teacher: nn.Module = nn.Module.to(teacher, self.args.device)
+        self.can_return_loss = True  # without labels too
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        with torch.no_grad():
+            wanted = self.teacher(**inputs, output_hidden_states=True).hidden_states
+        outputs = model(**inputs, output_hidden_states=True)
+        loss = distance(outputs.hidden_states, wanted)
+        return (loss, outputs) if return_outputs else loss
+
+
+def distance(hidden: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Tensor:
+    """The loss of `distill`, from the hidden states [B, N, E] of every layer."""
+    layers = [
+        (h - w).square().sum() / w.square().sum() for h, w in zip(hidden, wanted, strict=True)
+    ]
+    cosine = F.cosine_similarity(hidden[-1].mean(1), wanted[-1].mean(1))
+    return torch.stack(layers).mean() + (1 - cosine).mean()

@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+import oracle
+from cases import CASES, Case, assert_close, make_inputs
+from nystromer import nystrom_attention, nystrom_attention_rows
+from nystromer.attention_rows import BLOCK
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if not c.given_landmarks and not c.own_query_mask], ids=str
+)
+def test_nystrom_attention_rows_equal_oracle(case):
+    (q, k, _), options = make_inputs(case)
+    rows = [0, case.n // 2, case.n - 1, 0]
+    settings = {key: options[key] for key in ("num_landmarks", "mask", *case.settings)}
+    got = nystrom_attention_rows(q, k, rows, **settings)
+    mask = None if options["mask"] is None else options["mask"].numpy()
+    expected = oracle.attention_map(
+        q.numpy(),
+        k.numpy(),
+        case.m,
+        options.get("scale", case.dim**-0.5),
+        options.get("pinv_iterations", 6),
+        options.get("pinv_init", "matrix"),
+        options.get("pinv_ridge"),
+        mask,
+        mask if case.n_k is None else None,
+    )
+    assert_close(got, torch.from_numpy(expected[:, :, rows]), 1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nystrom_attention_rows_times_values_are_the_outputs(dtype):
+    n = 2 * BLOCK + 77
+    q, k, v = torch.randn(3, 1, 2, n, 16, dtype=dtype)
+    rows = torch.tensor([0, 5, n - 1])
+    got = nystrom_attention_rows(q, k, rows, num_landmarks=32)
+    assert got.dtype == dtype
+    expected = nystrom_attention(q, k, v, num_landmarks=32)[:, :, rows].double()
+    assert_close(got.double() @ v.double(), expected, 1e-5 if dtype == torch.float32 else 2e-2)
+
+
+def test_nystrom_attention_rows_ignore_what_padding_holds():
+    (q, k, _), _ = make_inputs(Case(n=90, m=16))
+    mask = torch.ones(2, 90, dtype=torch.bool)
+    mask[:, 70:] = False
+    expected = nystrom_attention_rows(q, k, [3, 80], num_landmarks=16, mask=mask)
+    assert expected[:, :, 1].abs().max() == 0, "the row of a padding token"
+    assert expected[..., 70:].abs().max() == 0
+    q[:, :, 70:] = k[:, :, 70:] = torch.nan
+    got = nystrom_attention_rows(q, k, [3, 80], num_landmarks=16, mask=mask)
+    assert torch.equal(got, expected)
+
+
+def test_nystrom_attention_rows_have_gradients():
+    (q, k, _), _ = make_inputs(Case(n=20, m=4, dim=3))
+    q, k = q.requires_grad_(), k.requires_grad_()
+    torch.autograd.gradcheck(
+        lambda q, k: nystrom_attention_rows(q, k, [0, 7], num_landmarks=4), (q, k), fast_mode=True
+    )
+
+
+def test_nystrom_attention_rows_take_no_keys_and_no_rows():
+    q = torch.randn(2, 2, 40, 8)
+    assert nystrom_attention_rows(q, q[:, :, :0], [0, 1], num_landmarks=8).shape == (2, 2, 2, 0)
+    assert nystrom_attention_rows(q, q, [], num_landmarks=8).shape == (2, 2, 0, 40)
+
+
+def test_nystrom_attention_rows_under_autocast_are_those_of_the_outputs():
+    q, k, v = torch.randn(3, 1, 2, 200, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rows = nystrom_attention_rows(q, k, range(200), num_landmarks=8)
+        output = nystrom_attention(q, k, v, num_landmarks=8, backend="eager")
+        other = nystrom_attention_rows(q, k.bfloat16(), range(200), num_landmarks=8)
+    assert rows.dtype == torch.bfloat16
+    assert_close(rows.float() @ v, output.float(), 2e-2)
+    assert torch.equal(rows, other)
+
+
+def test_nystrom_attention_rows_errors():
+    q = torch.randn(2, 4, 30, 16)
+    bad = [
+        ([30], {}, ValueError, r"`rows` must lie in 0 ... 29 \(N = 30 queries\), got 30 ... 30"),
+        ([-1, 2], {}, ValueError, r"`rows` must lie in 0 ... 29 .* got -1 ... 2"),
+        ([0.5], {}, ValueError, "`rows` must be a list of ints .* got torch.float32"),
+        (None, {}, TypeError, "`rows` must be a list of ints .* got None"),
+        (torch.zeros(1, 2).long(), {}, ValueError, r"of shape \[1, 2\]"),
+        ([0], {"num_landmarks": 0}, ValueError, "`num_landmarks` must be at least 1"),
+        ([0], {"pinv_init": "x"}, ValueError, "`pinv_init` must be one of"),
+        ([0], {"mask": torch.ones(2, 9).bool()}, ValueError, "`mask` must have shape"),
+    ]
+    for rows, options, error, message in bad:
+        with pytest.raises(error, match=message):
+            nystrom_attention_rows(q, q, rows, **options)
+    with pytest.raises(ValueError, match="must agree in B, H and D"):
+        nystrom_attention_rows(q, q[:1], [0])
