@@ -110,16 +110,16 @@ def factors(
 
 
 def _at_most(num_landmarks: int, mask: Tensor) -> Tensor:
-    """Which sequences have at most M real tokens, bool [B, 1, 1, 1]."""
+    """Returns which sequences have at most M real tokens, bool [B, 1, 1, 1]."""
     return (mask.sum(1) <= num_landmarks)[:, None, None, None]
 
 
 def _own_landmark(mask: Tensor, num_landmarks: int) -> Tensor:
-    """One-hot segment of every token, none at padding, [B, 1, N, M]."""
+    """Returns each token's segment as a one-hot row, zeros at padding, [B, 1, N, M]."""
     ids = segment_ids(mask, num_landmarks)
     return (ids[..., None] == torch.arange(num_landmarks, device=ids.device))[:, None]
 
 
 def _softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last dimension where mask is True; finite where it is nowhere True."""
+    """Takes the softmax where mask is True; a row that is nowhere True stays finite."""
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(-1)

@@ -15,7 +15,7 @@ TILE = 16  # outputs a Toeplitz matrix makes; T + K - 1 products each
 
 
 def toeplitz(taps: Tensor) -> Tensor:
-    """[H, T, T + K - 1] with taps[h, t] at [h, i, i + t]. taps: [H, K], odd K."""
+    """Makes the matrix [H, T, T + K - 1] with taps[h, t] at [h, i, i + t]. taps: [H, K], odd K."""
     heads, kernel = taps.shape
     matrix = taps.new_zeros(heads, TILE, TILE + kernel - 1)
     _band(matrix).copy_(taps[:, None])
@@ -23,7 +23,7 @@ def toeplitz(taps: Tensor) -> Tensor:
 
 
 def _band(matrix: Tensor) -> Tensor:
-    """The view [H, T, K] of [H, T, T + K - 1] with [h, i, i + t] at [h, i, t]."""
+    """Returns a view [H, T, K] of [H, T, T + K - 1] that has [h, i, i + t] at [h, i, t]."""
     heads, _, reach = matrix.shape
     return matrix.as_strided((heads, TILE, reach - TILE + 1), (TILE * reach, reach + 1, 1))
 
@@ -41,7 +41,7 @@ class Convolution:
         self.repeated = matrix[:0]
 
     def block(self, i: int, j: int) -> Tensor:
-        """Outputs at positions i ... j, [H, j - i, D]; a view of scratch memory."""
+        """Returns the outputs at positions i ... j, [H, j - i, D], in scratch memory."""
         return self.product(self.windows(i, j))[:, : j - i]
 
     def add_to(self, output: Tensor, sequence: Sequence) -> None:
@@ -50,7 +50,7 @@ class Convolution:
             sequence.write(output, i, j, output[:, i:j], self.block(i, j))
 
     def product(self, windows: Tensor) -> Tensor:
-        """Outputs [H, tiles * T, D] of windows [H * tiles, T + K - 1, D]."""
+        """Convolves windows [H * tiles, T + K - 1, D] to outputs [H, tiles * T, D]."""
         heads, (count, _, dim) = len(self.matrix), windows.shape
         if len(self.repeated) != count:  # a view, if of one head
             shape = (heads, count // heads, *self.matrix.shape[1:])
@@ -60,7 +60,7 @@ class Convolution:
         return out.view(heads, -1, dim)
 
     def windows(self, i: int, j: int) -> Tensor:
-        """The overlapping windows of x that the tiles of i ... j read, [H * tiles, T + K - 1, D].
+        """Returns the windows of x that the tiles of i ... j read, [H * tiles, T + K - 1, D].
 
         As many tiles more as make all windows of all heads equally far apart, for one product.
         """
@@ -87,7 +87,7 @@ class Convolution:
 
 
 class ConvolutionBackward:
-    """Gradients of a convolution: of its input a block at a time, of its taps at the end.
+    """Computes the gradient of the input a block at a time, and that of the taps at the end.
 
     The input's gradient is the convolution of grad_output with reversed taps. Every tile of the
     input times its window of grad_output gives a [T, T + K - 1] table whose diagonals are the taps'
@@ -102,7 +102,7 @@ class ConvolutionBackward:
         self.reversed, self.table, self.work = reversed_taps, table, reversed_taps.work
 
     def block(self, x: Tensor, i: int, j: int) -> Tensor:
-        """Gradient of the input x[:, i:j] = [H, j - i, D]; a view of scratch memory."""
+        """Returns the gradient of the input x[:, i:j], [H, j - i, D], in scratch memory."""
         windows = self.reversed.windows(i, j)  # of grad_output
         heads, dim, (count, reach, _) = len(x), x.shape[2], windows.shape
         if heads == 1 and (j - i) % TILE == 0:
@@ -125,5 +125,5 @@ class ConvolutionBackward:
 
 
 def taps_gradient(table: Tensor) -> Tensor:
-    """[H, K], of the sum of tables [H, T, T + K - 1]."""
+    """Returns the gradient of the taps, [H, K], from the sum of tables [H, T, T + K - 1]."""
     return _band(table).sum(1).flip(1)

@@ -24,7 +24,7 @@ CHAIN = 4  # of six steps: float32 errors stay below 1e-5, within five times tho
 
 
 def start_norm(matrix: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """c of Z_0, [B, H, 1, 1]: the largest column sum of A, over `dims` of [B, H, M].
+    """Returns c of Z_0 = A^T / c, [B, H, 1, 1]: the largest column sum, over `dims` of [B, H, M].
 
     Its other factor, the largest row sum, is one: A is a softmax.
     """
@@ -33,7 +33,7 @@ def start_norm(matrix: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def start_norm_backward(matrix: Tensor, grad_norm: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Gradient of A from that of c [B, H, 1, 1]; equal maxima share it, as in torch's amax."""
+    """Returns the gradient of A from that of c; equal maxima share it, as in torch's amax."""
     columns = matrix.sum(-2)
     largest = columns == columns.amax(dims, keepdim=True)
     share = largest / largest.sum(dims, keepdim=True)  # [B, H, M]
@@ -63,7 +63,7 @@ def _apply(iterations: int, matrix: Tensor, norm: Tensor, x: Tensor) -> Tensor:
 def apply_inverse_backward(
     matrix: Tensor, norm: Tensor, x: Tensor, iterations: int, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of A (for a constant c), of c [B, H, 1, 1] and of x, from that of Z_n x.
+    """Returns gradients of A (for a constant c), of c [B, H, 1, 1] and of x, from that of Z_n x.
 
     Of eq. 14 as it stands: where kernel_2 is nearly of rank one, the chain's would be off by 1e-4,
     and by 3e-5 if Zᵀ were kept in place of Z, as Q Zᵀ: Q is symmetric, but not its rounding errors.
@@ -110,7 +110,7 @@ class _Step:
         return multiply(self.z, self.q)
 
     def backward(self, grad: Tensor, grad_matrix: Tensor) -> Tensor:
-        """Gradient of Z from that of Z'; adds to that of A.
+        """Returns the gradient of Z from that of Z', and adds to the gradient of A.
 
         W is symmetric whatever A is, so only the symmetric part of its gradient counts, that of Q
         likewise: two products in place of four.
@@ -144,7 +144,7 @@ def _apply_polynomial(t: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tenso
 def _apply_polynomial_backward(
     t: Tensor, inner: tuple[Tensor, Tensor, Tensor], grad: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of T from that of p(T) x."""
+    """Returns the gradients of x and of T from that of p(T) x."""
     x, w, v = inner
     t_rows = _rows(t.mT)
     grad_v = multiply(t_rows, grad).mul_(0.25)
@@ -156,17 +156,17 @@ def _apply_polynomial_backward(
 
 
 def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The matrices one by one where oneDNN takes them, else all at once."""
+    """Gives the matrices one by one where oneDNN takes them, else all at once."""
     one = tensors[0][:1]
     apart = products.takes(one, one)
     return zip(*(x.split(1 if apart else max(1, len(x))) for x in tensors), strict=True)
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b of two batches of matrices."""
+    """Multiplies two batches of matrices."""
     return products.product(_rows(a), b) if products.takes(a, b) else torch.bmm(a, b)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x, contiguous if oneDNN is to take it: it would copy it for every product."""
+    """Returns x, contiguous if oneDNN takes it, which would copy it for every product."""
     return x.contiguous() if len(x) == 1 else x

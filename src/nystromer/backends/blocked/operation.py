@@ -1,4 +1,4 @@
-"""The forward and the backward over a batch, as operations that autograd and torch.compile know."""
+"""The forward and the backward over a batch, as operations for autograd and torch.compile."""
 
 # No `from __future__ import annotations` here: torch reads the signatures of the operations.
 from typing import NamedTuple
@@ -34,7 +34,7 @@ PRODUCTS_OF_BFLOAT16 = 1 << 24
 
 
 class Small(NamedTuple):
-    """What stands between the two attentions, and all that the backward needs beside the inputs."""
+    """The small tensors between the two attentions; the backward needs them beside the inputs."""
 
     q_tilde: Tensor  # [B, H, M, D]
     k_tilde: Tensor  # [B, H, M, D]
@@ -43,12 +43,12 @@ class Small(NamedTuple):
     log2_mass: Tensor  # log2 of the row sums of kernel_3  [B, H, M, 1]
 
     def of(self, b: int, pair: Pair) -> "Small":
-        """Views of sequence b, of the landmarks it uses."""
+        """Returns views of sequence b and of the landmarks that it uses."""
         return Small(*(x[b, :, : pair.width] for x in self))
 
 
 class Part(NamedTuple):
-    """Some heads of one sequence, as views; or all the gradients of such a part."""
+    """Some heads of one sequence as views, or the gradients of such a part."""
 
     pair: Pair
     query: Tensor  # [H, Nq, D]
@@ -75,7 +75,7 @@ def blocked_forward(
     pinv_init: str,
     pinv_ridge: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The output, and the fields of `Small`."""
+    """Returns the output and the fields of `Small`."""
     pairs = make_pairs(query, key, mask, query_mask, num_landmarks)
     work = _workspace(query, num_landmarks)
     output, small = _results(query, value, num_landmarks)
@@ -102,7 +102,7 @@ def _parts(
     small: Small,
     taps: Tensor | None,
 ) -> list[Part]:
-    """All parts of a batch. tokens: the fields of `Part`, [B, ...]."""
+    """Cuts a batch into parts. tokens: the fields of `Part`, [B, ...]."""
     parts = []
     for b, pair in enumerate(pairs):
         views = work.split(*(x[b] for x in tokens), *small.of(b, pair), taps)
@@ -128,7 +128,7 @@ def _set_landmarks(
 
 
 def _gather(part: Part, scale: float, work: Workspace) -> None:
-    """What the landmarks gather; with few keys, their whole context."""
+    """Writes what the landmarks gather from the keys; with few keys, their whole context."""
     pair, _, key, value, _, small, _ = part
     if pair.empty:
         return
@@ -141,7 +141,7 @@ def _gather(part: Part, scale: float, work: Workspace) -> None:
 
 
 def _scatter(part: Part, scale: float, work: Workspace) -> None:
-    """Writes the output."""
+    """Writes the output: what the queries read, and the convolution."""
     pair, query, _, value, output, small, taps = part
     convolution = None if taps is None else Convolution(taps, value, pair.keys, work)
     if pair.empty:
@@ -158,7 +158,7 @@ def _scatter(part: Part, scale: float, work: Workspace) -> None:
 
 
 def _solve(small: Small, chosen: list[int] | slice | None, scale: float, pinv: Pinv) -> None:
-    """context = kernel_2⁺ · gathered, of the sequences chosen."""
+    """Writes context = kernel_2⁺ · gathered for the sequences chosen."""
     if chosen is None or not small.gathered.numel():
         return
     gathered = small.gathered[chosen]
@@ -197,7 +197,7 @@ def blocked_backward(
     pinv_init: str,
     pinv_ridge: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, conv_weight (empty if none), Q~ and K~."""
+    """Returns gradients of query, key, value, conv_weight (empty if none), Q~ and K~."""
     small = Small(q_tilde, k_tilde, gathered, context, log2_mass)
     grads = new_gradients(query, key, value, conv_weight, q_tilde)
     grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde = grads
@@ -232,7 +232,7 @@ def blocked_backward(
 
 
 def _scatter_backward(part: Part, grad_part: Part, scale: float, work: Workspace) -> None:
-    """Gradients of `_scatter`: of the queries as they stand there, and of what they read."""
+    """Writes the gradients of `_scatter`: of the queries, the landmark keys and the context."""
     pair, query, small = part.pair, part.query, part.small
     grad_query, grad_output, grad = grad_part.query, grad_part.output, grad_part.small
     if pair.empty:
@@ -250,7 +250,7 @@ def _scatter_backward(part: Part, grad_part: Part, scale: float, work: Workspace
 
 
 def _gather_backward(part: Part, grad_part: Part, scale: float, work: Workspace) -> None:
-    """Gradients of `_gather` for keys and values, with the convolution's, and for few queries."""
+    """Writes the gradients of `_gather` for keys and values, with those of the convolution."""
     pair, _, key, value, _, small, taps = part
     _, grad_query, grad_key, grad_value, grad_output, grad, grad_taps = grad_part
     convolution = None
@@ -292,7 +292,7 @@ def _gather_backward(part: Part, grad_part: Part, scale: float, work: Workspace)
 def _solve_backward(
     small: Small, grad: Small, chosen: list[int] | slice | None, scale: float, pinv: Pinv
 ) -> None:
-    """Gradients of `_solve`: sets those of gathered and q_tilde, adds to that of k_tilde."""
+    """Writes the gradients of `_solve`: of gathered and q_tilde, and adds to that of k_tilde."""
     if chosen is None or not small.gathered.numel():
         return
     q, k, gathered = (x[chosen] for x in small[:3])
@@ -317,7 +317,7 @@ make_differentiable("blocked")
 
 
 def _workspace(query: Tensor, num_landmarks: int) -> Workspace:
-    """One head at a time where oneDNN takes its products, else as many as fill a block."""
+    """Makes scratch memory for one head at a time if oneDNN multiplies, else for a full block."""
     _, all_heads, tokens, dim = query.shape
     threads = torch.get_num_threads()
     rows, least = ROWS_A_THREAD * threads, PRODUCTS_A_THREAD * threads

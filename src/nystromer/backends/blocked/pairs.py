@@ -11,7 +11,7 @@ from nystromer.backends.blocked.sequences import Sequence, sequences
 
 @dataclass(frozen=True)
 class Pair:
-    """The query and the key tokens of one sequence, and what becomes of them.
+    """The query and the key tokens of one sequence, and which of the three ways it takes.
 
     few_keys: L_k <= M, so the keys are their own landmarks and `scatter` alone is exact attention.
     few_queries: L_q <= M, so the queries are, and `gather` alone is. Lemma 2; neither: Nyström.
@@ -39,7 +39,7 @@ class Pair:
 
     @property
     def width(self) -> int:
-        """Landmarks in use."""
+        """The number of landmarks in use."""
         if self.nystrom:
             return self.num_landmarks
         return self.keys.length if self.few_keys else self.queries.length
@@ -48,7 +48,7 @@ class Pair:
 def make_pairs(
     query: Tensor, key: Tensor, mask: Tensor | None, query_mask: Tensor | None, num_landmarks: int
 ) -> list[Pair]:
-    """One pair for every sequence of the batch."""
+    """Makes one pair for every sequence of the batch."""
     keys = sequences(mask, key.shape[0], key.shape[2])
     same = query_mask is mask and query.shape[2] == key.shape[2]
     queries = keys if same else sequences(query_mask, query.shape[0], query.shape[2])
@@ -56,6 +56,6 @@ def make_pairs(
 
 
 def nystrom_index(pairs: list[Pair]) -> list[int] | slice | None:
-    """Index of the sequences that take Nyström attention, or None."""
+    """Returns the index of the sequences that take Nyström attention, or None."""
     chosen = [b for b, pair in enumerate(pairs) if pair.nystrom]
     return slice(None) if len(chosen) == len(pairs) else chosen or None

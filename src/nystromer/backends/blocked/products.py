@@ -22,12 +22,12 @@ WIDTH = 64  # tokens in a row of an image
 
 
 def takes(a: Tensor, b: Tensor) -> bool:
-    """Whether `product` is faster than torch.bmm for [H, N, K] and [H, K, M]."""
+    """Says whether `product` is faster than torch.bmm for [H, N, K] and [H, K, M]."""
     return a.shape[0] == 1 and 2 * a.numel() * b.shape[2] >= LARGE and present(a)
 
 
 def present(x: Tensor) -> bool:
-    """Whether such matrices can go to oneDNN, and MKL is slower."""
+    """Says whether such matrices can go to oneDNN, and MKL is slower."""
     half = x.dtype in (torch.float32, torch.bfloat16)
     return half and x.device.type == "cpu" and _present() and bool(torch.backends.mkldnn.enabled)
 
@@ -35,7 +35,7 @@ def present(x: Tensor) -> bool:
 def product(
     a: Tensor, b: Tensor, plus: Tensor | None = None, times: Tensor | None = None
 ) -> Tensor:
-    """(a @ b [+ plus]) [* times]. a: [1, N, K], contiguous; b: [1, K, M]; plus: [1, 1, M];
+    """Computes (a @ b [+ plus]) [* times]. a: [1, N, K], contiguous; b: [1, K, M]; plus: [1, 1, M];
     times: [1, N, M]."""
     bias = None if plus is None else plus[0, 0]
     linear = torch.ops.mkldnn._linear_pointwise
@@ -45,14 +45,14 @@ def product(
 
 
 def contracts(a: Tensor, b: Tensor) -> bool:
-    """Whether `contraction` is faster than torch.bmm for [H, M, N] and [H, N, D]."""
+    """Says whether `contraction` is faster than torch.bmm for [H, M, N] and [H, N, D]."""
     single = a.dtype == torch.float32 and a.shape[0] == 1  # bfloat16 is oneDNN's anyway
     large = b.shape[1] % WIDTH == 0 and 2 * a.numel() * b.shape[2] >= 8 * LARGE
     return single and large and a.mT.is_contiguous() and present(a)
 
 
 def contraction(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, a sum over tokens. a: [1, M, N], a transposed view; b: [1, N, D]."""
+    """Computes a @ b, a sum over tokens. a: [1, M, N], a transposed view; b: [1, N, D]."""
     outputs, inputs = (x.unflatten(1, (-1, WIDTH)).permute(0, 3, 1, 2) for x in (a.mT, b))  # images
     shape = (a.shape[1], b.shape[2], 1, 1)
     # A dilation changes nothing here, but on one thread torch would pass over oneDNN without it.
@@ -61,6 +61,6 @@ def contraction(a: Tensor, b: Tensor) -> Tensor:
 
 @cache
 def _present() -> bool:
-    """Without AVX-512 oneDNN is no faster than MKL, or (on ARM) something else altogether."""
+    """Says whether oneDNN is faster here: it needs AVX-512, and is another library on ARM."""
     with_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return with_avx512 and hasattr(torch.ops.mkldnn, "_linear_pointwise")

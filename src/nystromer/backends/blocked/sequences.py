@@ -40,20 +40,20 @@ class Workspace:
         return self.buffers[key]
 
     def split(self, *tensors: Tensor | None) -> Iterator[tuple[Tensor, ...]]:
-        """Views of tensors [H, ...], of as many heads as are worked on at a time; None stays."""
+        """Cuts tensors [H, ...] into views of the heads worked on at a time; None stays."""
         views = (repeat(None) if x is None else x.split(self.heads) for x in tensors)
         return zip(*views)  # noqa: B905, for what repeats is endless
 
     def wants_contiguous(self, tokens: Tensor) -> bool:
-        """Whether products of [H, N, D] as it lies would copy it to fresh memory first."""
+        """Says whether products of [H, N, D] as it lies would copy it to fresh memory first."""
         return tokens.dtype == torch.bfloat16 or (len(tokens) == 1 and products.present(tokens))
 
     def zeros(self, *shape: int) -> Tensor:
-        """Zeros in `dtype`, in memory of their own."""
+        """Returns zeros in `dtype`, in memory of their own."""
         return self.like.new_zeros(shape, dtype=self.dtype)
 
     def cast(self, x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-        """x, or its copy in scratch memory if it is of another dtype."""
+        """Returns x, or its copy in scratch memory if it is of another dtype."""
         return x if x.dtype == dtype else self(name, *x.shape, dtype=dtype).copy_(x)
 
     def table(self, x: Tensor, name: str) -> Tensor:
@@ -63,14 +63,14 @@ class Workspace:
         return self.cast(x, self.factor_dtype, name)
 
     def product(self, a: Tensor, b: Tensor, name: str) -> Tensor:
-        """a @ b of two batches of factors, itself a factor."""
+        """Multiplies two batches of factors; the product is a factor too."""
         if products.takes(a, b):
             return products.product(a, b)
         shape = (*a.shape[:2], b.shape[2])
         return torch.bmm(a, b, out=self(name, *shape, dtype=self.factor_dtype))
 
     def logits(self, a: Tensor, b: Tensor, name: str, minus: Tensor | None = None) -> Tensor:
-        """a @ b [- minus, [H, 1, M]] of two batches of factors, as a table.
+        """Computes a @ b [- minus, [H, 1, M]] of two batches of factors, as a table.
 
         Of bfloat16 it is the float32 product, or the product and what its rounding left, a @ b
         minus that product, which the machine sums before it rounds.
@@ -88,7 +88,7 @@ class Workspace:
         return table if minus is None else table.sub_(minus)
 
     def grad_logits(self, a: Tensor, b: Tensor, minus: Tensor, weights: Tensor) -> Tensor:
-        """(a @ b - minus) * weights, a softmax's gradient, as a factor. minus: [H, 1, M]."""
+        """Computes a softmax gradient, (a @ b - minus) * weights, as a factor."""
         if products.takes(a, b):
             minus, weights = self.factor(minus, "minus"), self.factor(weights, "weights")
             return products.product(a, b, -minus, weights)
@@ -150,11 +150,11 @@ class Sequence:
             yield from ((a, b) for a, b in ((i, middle), (middle, stop)) if a < b)
 
     def holes(self, i: int, j: int) -> Tensor | None:
-        """Padding among the positions i ... j, bool [j - i], or None."""
+        """Returns which of the positions i ... j are padding, bool [j - i], or None."""
         return None if self.hole is None else self.hole[i - self.start : j - self.start]
 
     def read(self, x: Tensor, i: int, j: int, work: Workspace, name: str) -> Tensor:
-        """x[:, i:j] as a factor of products, zero at padding. x: [H, N, D]."""
+        """Returns x[:, i:j] as a factor of products, zero at padding. x: [H, N, D]."""
         part, hole, dtype = x[:, i:j], self.holes(i, j), work.factor_dtype
         if hole is None and (part.is_contiguous() or not work.wants_contiguous(part)):
             return work.cast(part, dtype, name)
@@ -162,7 +162,7 @@ class Sequence:
         return copy if hole is None else copy.masked_fill_(hole[:, None], 0.0)
 
     def write(self, x: Tensor, i: int, j: int, block: Tensor, other: Tensor | None = None) -> None:
-        """x[:, i:j] = block [+ other], zero at padding."""
+        """Writes x[:, i:j] = block [+ other], zero at padding."""
         part, hole = x[:, i:j], self.holes(i, j)
         if other is None:
             part.copy_(block)
@@ -172,11 +172,11 @@ class Sequence:
             part.masked_fill_(hole[:, None], 0.0)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """The real tokens of x, [H, N, D] -> [H, L, D]."""
+        """Returns the real tokens of x, [H, N, D] -> [H, L, D]."""
         return x[:, self.start : self.stop] if self.positions is None else x[:, self.positions]
 
     def rough_mean(self, x: Tensor, work: Workspace) -> Tensor:
-        """The mean of some SAMPLE real tokens, evenly spaced, in `dtype`: [H, 1, D]."""
+        """Returns the mean of some SAMPLE real tokens, evenly spaced, in `dtype`: [H, 1, D]."""
         step = max(1, self.length // SAMPLE)
         if self.positions is None:
             tokens = x[:, self.start : self.stop : step]
@@ -185,7 +185,7 @@ class Sequence:
         return tokens.mean(1, keepdim=True, dtype=work.dtype)
 
     def means(self, x: Tensor, num_landmarks: int) -> Tensor:
-        """Segment means of the real tokens, [H, M, D] (eq. 16)."""
+        """Returns the segment means of the real tokens, [H, M, D] (eq. 16)."""
         return means_of_run(self.tokens(x), num_landmarks)
 
     def spread(self, x: Tensor, grad_means: Tensor) -> None:
@@ -217,7 +217,7 @@ def all_tokens(n: int) -> Sequence:
 
 
 def sequences(mask: Tensor | None, batch: int, n: int) -> list[Sequence]:
-    """The sequences of a batch. mask: bool [B, N] or None."""
+    """Finds the real tokens of every sequence of a batch. mask: bool [B, N] or None."""
     if mask is None:
         return [all_tokens(n)] * batch
     found = []

@@ -13,7 +13,7 @@ from nystromer.pinv import NORM_DIMS, Pinv, pinv_start, ridge_pinv_backward
 
 
 def pinv_backward(pinv: Pinv, matrix: Tensor, grad: Tensor) -> Tensor:
-    """Gradient of A from that of `pinv.of(A)`. matrix, grad: [B, H, M, M], rows summing to 1."""
+    """Returns the gradient of A from that of `pinv.of(A)`. matrix, grad: [B, H, M, M]."""
     if pinv.ridge is not None:
         return ridge_pinv_backward(matrix, grad, pinv.ridge)
     return _steps_backward(matrix, grad, pinv.iterations, pinv.init)
@@ -41,7 +41,7 @@ def _steps_backward(matrix: Tensor, grad: Tensor, iterations: int, init: str) ->
 
 
 def _start_backward(matrix: Tensor, grad: Tensor, init: str) -> Tensor:
-    """Gradient of A from that of Z_0 = A^T / c; equal maxima share that of c, as in amax."""
+    """Returns the gradient of A from that of Z_0 = A^T / c; equal maxima share it, as in amax."""
     dims = NORM_DIMS[init]
     columns, rows = matrix.sum(-2), matrix.sum(-1)  # [B, H, M]
     column_norm, row_norm = columns.amax(dims, True), rows.amax(dims, True)  # [b, h, 1]

@@ -1,4 +1,4 @@
-"""One call: its tensors and tokens, and what every launch takes from them. Shapes decide it all."""
+"""One call: its tensors and tokens, the grids and the arguments of its kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nystromer.precision import accumulation_dtype
 
 @dataclass(frozen=True)
 class Call:
-    """Query [B, H, Nq, D], key [B, H, Nk, D], value [B, H, Nk, Dv], taps [H, K]; M landmarks."""
+    """One call: query [B, H, Nq, D], key [B, H, Nk, D], value [B, H, Nk, Dv], taps [H, K]."""
 
     query: Tensor
     key: Tensor
@@ -30,7 +30,7 @@ class Call:
 
     @property
     def heads(self) -> int:
-        """Of the whole batch."""
+        """The number of heads of the whole batch, B H."""
         return self.query.shape[0] * self.query.shape[1]
 
     @property
@@ -39,13 +39,13 @@ class Call:
 
     @property
     def exact(self) -> bool:
-        """Whether some sequence may have at most M tokens: exact attention there (Lemma 2)."""
+        """Whether some sequence may have at most M tokens, which gets exact attention (Lemma 2)."""
         masked = self.queries.lengths is not None or self.keys.lengths is not None
         return masked or min(self.query.shape[2], self.key.shape[2]) <= self.num_landmarks
 
     @cached_property
     def exact_rows(self) -> Tensor:
-        """Which sequences have, bool [B, 1, 1, 1]."""
+        """Which sequences have at most M tokens, bool [B, 1, 1, 1]."""
         return (self._few(self.queries, self.query) | self._few(self.keys, self.key)).view(
             -1, 1, 1, 1
         )
@@ -68,7 +68,7 @@ class Call:
         )
 
     def landmarks(self, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Those given, or the segment means; with at most M tokens always the tokens."""
+        """Returns landmarks: given ones, segment means, or the tokens if there are at most M."""
         dtype = accumulation_dtype(self.query.dtype)
         if given is not None and not self.exact:
             return given[0].to(dtype, copy=True), given[1].to(dtype, copy=True)
@@ -81,7 +81,7 @@ class Call:
         return own[0], own[1]
 
     def share(self, grad: Tensor, tokens: Tokens, n: int, landmarks_given: bool) -> Tensor:
-        """What each token of a segment gets of its landmark's gradient [B, H, M, D]."""
+        """Returns what each token of a segment gets of its landmark's gradient, [B, H, M, D]."""
         m = self.num_landmarks
         if tokens.lengths is None:
             length = torch.full((1, 1), n, device=grad.device)  # no copy from the host
@@ -121,7 +121,7 @@ class Call:
         return key, *key.stride()[:3], value, *value.stride()[:3], *tokens
 
     def key_sizes(self) -> tuple[int, ...]:
-        """H, N, M, D, DV."""
+        """The sizes H, N, M, D, DV that kernels over keys take."""
         heads, n, dim = self.key.shape[1:]
         return heads, n, self.num_landmarks, dim, self.value.shape[3]
 
@@ -129,7 +129,7 @@ class Call:
         return self.queries.ranks, self.queries.lengths, self.keys.lengths
 
     def query_sizes(self) -> tuple[int, ...]:
-        """H, N, NK, M, D, DV."""
+        """The sizes H, N, NK, M, D, DV that kernels over queries take."""
         heads, n, dim = self.query.shape[1:]
         return heads, n, self.key.shape[2], self.num_landmarks, dim, self.value.shape[3]
 
@@ -151,5 +151,5 @@ def make_call(
 
 
 def with_unit_stride(x: Tensor) -> Tensor:
-    """The kernels take any strides but that of the features, which is 1."""
+    """Returns x with stride 1 along its features, as the kernels need it."""
     return x if x.stride(3) == 1 else x.contiguous()

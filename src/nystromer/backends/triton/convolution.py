@@ -18,12 +18,12 @@ from nystromer.precision import accumulation_dtype
 
 
 def window(tokens: int, kernel: int, chunk: int) -> int:
-    """Rows of a tile's window: tokens + K - 1, up to a whole number of chunks."""
+    """Returns the rows of a tile's window: tokens + K - 1, up to a whole number of chunks."""
     return triton.cdiv(tokens + kernel - 1, chunk) * chunk
 
 
 def toeplitz(taps: Tensor, tokens: int, chunk: int) -> Tensor:
-    """[H, BN, window] with taps[h, t] at [h, i, i + t]. taps: [H, K]."""
+    """Returns the matrix [H, BN, window] with taps[h, t] at [h, i, i + t]. taps: [H, K]."""
     kernel = taps.shape[1]
     column = torch.arange(window(tokens, kernel, chunk), device=taps.device)
     tap = column - torch.arange(tokens, device=taps.device)[:, None]  # [BN, window]
@@ -81,7 +81,7 @@ def convolution_bwd_kernel_taps(
 
 
 def taps_gradient(call: Call, grad_output: Tensor) -> Tensor:
-    """Gradient of the taps, [H, K], in the accumulation dtype; empty without a convolution.
+    """Returns the gradient of the taps, [H, K]; empty without a convolution.
 
     A tile of V times its window of dO, [BN, window], has the taps' gradient on its diagonals, last
     tap first: the tables of all tiles are added up, and their diagonals summed once.

@@ -26,7 +26,7 @@ from nystromer.backends.triton.tokens import (
 
 @triton.jit
 def hide_padding(b_s, b_rank, b_m, L, M, EXACT: tl.constexpr):
-    """Logits of padding: -inf; with few keys, of all but the own token. b_rank, b_m: broadcast."""
+    """Hides padding: its logits become -inf. With few keys, a landmark sees its own token alone."""
     if EXACT:
         is_own = tl.where(segment_of(b_rank, L, M) == b_m, 0.0, -float("inf"))
         b_s = tl.where(L > M, b_s, is_own)
@@ -108,7 +108,7 @@ def gather_fwd_kernel_merge(
 
 
 def gather(call: Call, q_tilde: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(kernel_3 · V [B, H, M, Dv], the largest logit of each row and its sum of exp, [B, H, M])."""
+    """Returns kernel_3 · V [B, H, M, Dv], each row's largest logit and its sum of exp [B, H, M]."""
     batch, heads, m, _ = q_tilde.shape
     splits, tiles = call.split_keys()
     dim = call.value.shape[3]

@@ -132,7 +132,7 @@ def gather_bwd_kernel_tokens(
 def landmarks_gradient(
     call: Call, q_tilde: Tensor, top: Tensor, grad: Tensor, bias: Tensor, mean: Tensor
 ) -> Tensor:
-    """Gradient of the scaled landmark queries, [B, H, M, D].
+    """Returns the gradient of the scaled landmark queries, [B, H, M, D].
 
     grad: [B, H, M, Dv] in the dtype of value, over the row sums; bias: rowsum(grad * gathered);
     mean: roughly that of the keys, [B, H, 1, D], which rounding must not multiply.

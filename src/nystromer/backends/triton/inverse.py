@@ -56,7 +56,7 @@ def times(b_a, b_b, PRECISION: tl.constexpr):
 
 @triton.jit
 def diagonal(o_m, factor: tl.constexpr):
-    """factor times the identity, [MP, MP]."""
+    """Returns factor times the identity, [MP, MP]."""
     return tl.where(o_m[:, None] == o_m[None, :], factor, 0.0)
 
 

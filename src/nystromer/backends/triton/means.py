@@ -45,7 +45,7 @@ def means_fwd_kernel(
 def means(
     x: Tensor, num_landmarks: int, tokens: Tokens, dtype: torch.dtype, tiles: Tiles
 ) -> Tensor:
-    """Segment means of x [B, H, N, D] over its real tokens, [B, H, M, D]; zero where L < M."""
+    """Returns the segment means of x [B, H, N, D], [B, H, M, D]; zero where L < M."""
     batch, heads, n, dim = x.shape
     longest = triton.cdiv(n, num_landmarks)  # segment, whatever the mask
     rows = min(tiles.tokens, padded(longest))

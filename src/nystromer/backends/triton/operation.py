@@ -1,4 +1,4 @@
-"""The forward and the backward over a batch, as operations that autograd and torch.compile know."""
+"""The forward and the backward over a batch, as operations for autograd and torch.compile."""
 
 # No `from __future__ import annotations` here: torch reads the signatures of the operations.
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +19,7 @@ from nystromer.registration import empty_as, make_differentiable, new_gradients,
 
 
 class Small(NamedTuple):
-    """What stands between the two attentions, and all that the backward needs beside the inputs."""
+    """The small tensors between the two attentions; the backward needs them beside the inputs."""
 
     q_tilde: Tensor  # [B, H, M, D]
     k_tilde: Tensor  # [B, H, M, D]
@@ -46,7 +46,7 @@ def triton_forward(
     pinv_init: str,
     pinv_ridge: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The output, and the fields of `Small`."""
+    """Returns the output and the fields of `Small`."""
     output, small = _results(query, value, num_landmarks)
     if 0 in output.shape or 0 in key.shape:
         return output.zero_(), *Small(*(x.zero_() for x in small))
@@ -93,7 +93,7 @@ def triton_backward(
     pinv_init: str,
     pinv_ridge: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, conv_weight (empty if none), Q~ and K~."""
+    """Returns gradients of query, key, value, conv_weight (empty if none), Q~ and K~."""
     if 0 in grad_output.shape or 0 in key.shape:
         grads = new_gradients(query, key, value, conv_weight, q_tilde)
         return tuple(x.zero_() for x in grads)  # type: ignore[return-value]
@@ -142,7 +142,7 @@ make_differentiable("triton")
 
 
 def _on(x: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be that of x."""
+    """Makes x's device the current one, on which Triton launches its kernels."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 

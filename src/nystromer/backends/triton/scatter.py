@@ -28,7 +28,7 @@ from nystromer.backends.triton.tokens import (
 
 @triton.jit
 def hide_unused(b_s, b_m, b_segment, LQ, LK, M, EXACT: tl.constexpr):
-    """Logits of landmarks that stand for nothing: -inf. b_m, b_segment: broadcastable to b_s."""
+    """Hides landmarks that stand for nothing: their logits become -inf."""
     b_s = tl.where((b_m >= M - LK) & (b_m < M), b_s, -float("inf"))
     if EXACT:
         is_own = tl.where(b_segment == b_m, 0.0, -float("inf"))

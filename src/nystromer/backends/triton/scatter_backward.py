@@ -168,7 +168,7 @@ def scatter_bwd_kernel_tokens(
 def landmarks_gradient(
     call: Call, grad_output: Tensor, k_tilde: Tensor, context: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the scaled landmark keys and of the context, and (lse, delta) [B, H, Nq]."""
+    """Returns gradients of scaled landmark keys and context, and (lse, delta) [B, H, Nq]."""
     batch, heads, n, _ = call.query.shape
     lse, delta = (k_tilde.new_empty(batch, heads, n) for _ in range(2))
     tokens = (call.query, *call.query.stride()[:3], grad_output, *grad_output.stride()[:3])

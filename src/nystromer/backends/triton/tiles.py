@@ -1,4 +1,4 @@
-"""Tile sizes: one small table, from what was compiled for sm_90 (tests/backends/test_triton.py).
+"""Tile sizes of the kernels: one small table, chosen from what compiles well for sm_90.
 
 They depend on D, M and the width of the dtype alone, so neither the batch nor the device changes
 the order of a sum.
@@ -27,7 +27,7 @@ class Tiles(NamedTuple):
 
 
 def padded(size: int) -> int:
-    """The power of two, at least 16, that holds it: what tl.dot takes."""
+    """Returns the power of two, at least 16, that holds a size: what tl.dot takes."""
     return max(16, 1 << (size - 1).bit_length())
 
 
@@ -50,14 +50,14 @@ def split(n: int, tile: int) -> tuple[int, int]:
 
 
 def precision() -> str:
-    """How float32 is multiplied: exactly, unless torch's own setting allows tf32."""
+    """Says how float32 is multiplied: exactly, unless torch's own setting allows tf32."""
     if triton.knobs.runtime.interpret:
         return "emulated"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def small_precision() -> str:
-    """How the small matrix is multiplied: as float32, on tensor cores where Triton offers that."""
+    """Says how the small matrix is multiplied: as float32, on tensor cores where Triton can."""
     if triton.knobs.runtime.interpret:
         return "emulated"
     return "ieee" if torch.version.hip else "tf32x3"

@@ -1,4 +1,4 @@
-"""Which tokens are real, and which segment each belongs to: what every kernel asks first.
+"""The mask in the kernels: which tokens are real, and which segment each belongs to.
 
 A real token has a rank among the real tokens of its sequence. Segments are cut by rank (eq. 16), so
 neither where padding stands nor how much of it there is can matter.
@@ -23,7 +23,7 @@ class Tokens(NamedTuple):
 
 
 def find_tokens(mask: Tensor | None) -> Tokens:
-    """mask: bool [B, N] or None. Nothing is read back from the device."""
+    """Finds the real tokens from a mask, bool [B, N] or None, without reading from the device."""
     if mask is None:
         return Tokens()
     batch, n = mask.shape
@@ -37,7 +37,7 @@ def find_tokens(mask: Tensor | None) -> Tokens:
 
 @triton.jit
 def load_ranks(p_ranks, i_b, o_n, N):
-    """Ranks of the tokens o_n, [BN]; -1 at padding and outside 0 ... N - 1."""
+    """Loads the ranks of the tokens o_n, [BN]; -1 at padding and outside 0 ... N - 1."""
     m_n = (o_n >= 0) & (o_n < N)
     if p_ranks is None:
         return tl.where(m_n, o_n, -1)
@@ -55,7 +55,7 @@ def load_length(p_lengths, i_b, N):
 
 @triton.jit
 def segment_of(b_rank, L, M):
-    """Segments of ranks: the first (s + 1) M - L hold s = L // M tokens, the others s + 1."""
+    """Finds the segment of each rank: the first (s + 1) M - L hold s = L // M, the others s + 1."""
     size = L // M
     short = (size + 1) * M - L
     in_short = b_rank // tl.maximum(size, 1)
@@ -65,7 +65,7 @@ def segment_of(b_rank, L, M):
 
 @triton.jit
 def load_rows(p_x, o_n, s_n, m_n, D, BD: tl.constexpr):
-    """Rows o_n of one head, [BN, BD]; zero where m_n is False and beyond D."""
+    """Loads rows o_n of one head, [BN, BD]; zero where m_n is False and beyond D."""
     o_d = tl.arange(0, BD)
     p_rows = p_x + o_n.to(tl.int64)[:, None] * s_n + o_d[None, :]
     return tl.load(p_rows, mask=m_n[:, None] & (o_d < D)[None, :], other=0.0)
@@ -80,7 +80,7 @@ def store_rows(p_x, o_n, s_n, m_n, D, b_x, BD: tl.constexpr):
 
 @triton.jit
 def head_of(p_x, i_b, i_h, s_b, s_h):
-    """Pointer to the first token of head i_h of sequence i_b."""
+    """Returns the pointer to the first token of head i_h of sequence i_b."""
     return p_x + i_b.to(tl.int64) * s_b + i_h.to(tl.int64) * s_h
 
 
