@@ -2,7 +2,7 @@
 
     python -m benchmarks attention.cpu [--repeats 5] [--only nystrom-attention]
 
-Takes about eight minutes on two cores.
+Takes about seven minutes on two cores.
 
 The others: the same equations in plain PyTorch, the package nystrom-attention, and exact attention.
 Every case is first checked against the equations in float64, gradients too; then ours and the other
