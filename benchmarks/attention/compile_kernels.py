@@ -1,22 +1,23 @@
-"""Compiles the Triton kernels for an H100 or H200 (sm_90) on any machine: registers and memory.
+"""Shows whether the Triton kernels compile and fit into a GPU, without one.
 
     python -m benchmarks attention.compile_kernels [--case 64,64,33,float16 ...]
 
-A case is D, M, K and a dtype. Needs the package triton and no GPU: the backend is run on CPU
-tensors with every launch replaced by a compilation of just what a GPU would have compiled. Writes
-benchmarks/results/kernels.csv, unless --case. Exit code 1 if a kernel does not compile, spills more
-than 1,280 bytes a thread, or needs more shared memory than the smallest GPUs from sm_80 on have.
+Takes about five minutes on one core.
+
+No GPU is needed, only the package triton, which compiles for an H100 or H200 (sm_90) anywhere. A
+case is D, M, K and a dtype: the backend is run on CPU tensors, with every launch replaced by a
+compilation of just what a GPU would have compiled. Writes results/kernels.csv, unless --case. The
+exit code is 1 if a kernel does not compile, spills more than 1,280 bytes a thread, or needs more
+shared memory than the smallest GPUs from sm_80 on have.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import os
 import re
 import subprocess
 import tempfile
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)  # read where a kernel is defined
@@ -27,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from benchmarks.common import RESULTS
+from benchmarks import common
 
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED_LIMIT = 99 * 1024  # bytes of a block: of sm_86, sm_89 and sm_120, where sm_90 has 227
@@ -47,6 +48,8 @@ CASES = [
 
 @dataclass(frozen=True)
 class Compiled:
+    """What one kernel takes."""
+
     case: str
     kernel: str
     registers: int
@@ -60,7 +63,7 @@ class Compiled:
 
 
 def compile_launch(kernel: JITFunction, named: dict[str, object], options: dict[str, int]):
-    """What a launch with these arguments compiles."""
+    """Compiles what a launch with these arguments would compile."""
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(kernel.params):
         name, x = parameter.name, named[parameter.name]
@@ -76,6 +79,7 @@ def compile_launch(kernel: JITFunction, named: dict[str, object], options: dict[
 
 
 def describe(case: str, name: str, compiled) -> Compiled:
+    """Reads registers and spilled bytes by NVIDIA's cuobjdump, the others from the kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -90,7 +94,7 @@ def describe(case: str, name: str, compiled) -> Compiled:
 
 
 def kernels_of(case: str) -> list[Compiled]:
-    """Every kernel of one forward and backward."""
+    """Compiles every kernel of one forward and backward."""
     dim, m, kernel, dtype = case.split(",")
     found: list[Compiled] = []
 
@@ -117,7 +121,7 @@ def forward_and_backward(dim: int, m: int, kernel: int, dtype: torch.dtype) -> N
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.command_line(__doc__)
     parser.add_argument("--case", action="append", metavar="D,M,K,DTYPE", help="may be repeated")
     cases = parser.parse_args().case
     found = []
@@ -126,9 +130,5 @@ def main() -> int:
             found.append(kernel)
             print(*astuple(kernel), "" if kernel.fits else "DOES NOT FIT", flush=True)
     if cases is None:
-        path = RESULTS / "kernels.csv"
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(f.name for f in fields(Compiled))
-            writer.writerows(astuple(kernel) for kernel in found)
+        common.write([asdict(kernel) for kernel in found], common.RESULTS / "kernels.csv")
     return 0 if all(kernel.fits for kernel in found) else 1

@@ -1,85 +1,58 @@
-"""Speed on this CPU against plain PyTorch, the old package, and exact attention.
+"""Shows how fast Nyström attention is on this CPU, beside others.
 
     python -m benchmarks attention.cpu [--repeats 5] [--only nystrom-attention]
 
+Takes about seven minutes on two cores.
+
+The others: the same equations in plain PyTorch, the package nystrom-attention, and exact attention.
 Every case is first checked against the equations in float64, gradients too; then ours and the other
 run in turn, each in a process of its own, and the median of the paired ratios is reported. (In one
-process, what one leaves of the allocator decides how many fresh pages the other must take: plain
-PyTorch's time moves by three with them.) Where float32 itself is not accurate (the gradients for
-M = 256 landmarks that are almost alike), the equations as written, in float32, are the measure.
-Writes benchmarks/results/cpu.csv, unless --only.
+process, what one leaves of the allocator decides how many fresh pages the other must take: the time
+of plain PyTorch changes by a factor of three with them.) With M = 256 landmarks that are almost
+alike, float32 itself is not accurate enough for the gradients: there ours may be off by as much as
+the equations as written are in float32. Writes results/cpu.csv, unless --only.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import csv
 import multiprocessing
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import nystrom_attention as old
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.common import RESULTS
+from benchmarks import common
+from benchmarks.attention.plain import plain
+from benchmarks.common import DIRECTIONS, TOLERANCES, error_of
 from nystromer import nystrom_attention
 from nystromer.compat import lucidrains
-from nystromer.pinv import iterative_pinv
 
 HEADS, DIM, KERNEL = 8, 64, 33
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-@dataclass(frozen=True)
-class Result:
-    against: str
-    n: int
-    num_landmarks: int
-    dtype: str
-    direction: str
-    other_ms: float
-    ours_ms: float
-    ratio: float  # median of paired ratios other / ours
-    error: float  # ours against float64: output, or a third of the worst gradient's
-    torch: str
-    cpu: str
-    threads: int
-
-
-def plain(q: Tensor, k: Tensor, v: Tensor, m: int, taps: Tensor) -> Tensor:
-    """Eq. 14-17 as one would write them: [B, H, N, D], N divisible by m."""
-    scale = q.shape[-1] ** -0.5
-    q_tilde, k_tilde = (x.unflatten(2, (m, -1)).mean(3) for x in (q, k))
-    kernel_1 = torch.softmax(scale * q @ k_tilde.mT, -1)
-    kernel_2 = torch.softmax(scale * q_tilde @ k_tilde.mT, -1)
-    kernel_3 = torch.softmax(scale * q_tilde @ k.mT, -1)
-    inverse = iterative_pinv(kernel_2.float()).to(q.dtype)
-    skip = F.conv2d(v, taps[:, None, :, None], padding=(KERNEL // 2, 0), groups=v.shape[1])
-    return kernel_1 @ (inverse @ (kernel_3 @ v)) + skip
+OTHERS = ("plain PyTorch", "nystrom-attention", "exact")
 
 
 @dataclass(frozen=True)
 class Case:
+    """One of the others at one size."""
+
     against: str
     n: int
     m: int
-    dtype: torch.dtype
+    dtype: str
     backward: bool
 
     def calls(self) -> dict[str, Callable[[], object]]:
-        """ "other" and "ours", the same problem every time."""
+        """Returns what is timed by name, "other" and "ours": the same problem every time."""
         torch.manual_seed(0)
         if self.against == "nystrom-attention":
             theirs, own, x = layers(self.n)
@@ -103,8 +76,9 @@ class Case:
         return {"other": run(other), "ours": run(ours)}
 
     def check(self) -> float:
-        """The error of ours; exits if it is too large for its time to count."""
+        """Returns the error of ours; exits if it is too large for its time to count."""
         torch.manual_seed(0)
+        tolerance = TOLERANCES[self.dtype]
         if self.against == "nystrom-attention":
             _, own, x = layers(self.n)
             expected = [no_grad(copy.deepcopy(own).double(), x.double())()]
@@ -116,23 +90,27 @@ class Case:
             exact = results([x.detach().double() for x in inputs], *sizes, "eager")
             error = error_of(results(inputs, *sizes, "auto"), exact)
             as_written = 0.0
-            if error > TOLERANCE[self.dtype]:  # is it the arithmetic?
+            if error > tolerance:  # is it the arithmetic?
                 as_written = error_of(results(inputs, *sizes, "eager"), exact)
-        if error > max(TOLERANCE[self.dtype], 1.5 * as_written):
+        if not error <= max(tolerance, 1.5 * as_written):
             raise SystemExit(f"{self}: error {error:.1e}, no speed.")
         return error
 
 
 def tensors(case: Case) -> list[Tensor]:
-    """q, k, v, taps, and the output's gradient."""
+    """Returns q, k, v, taps, and the gradient of the output."""
     shape = (1, HEADS, case.n, DIM)
     made = [torch.randn(shape) for _ in range(3)]
     made += [torch.randn(HEADS, KERNEL) / 6, torch.randn(shape)]
-    return [x.to(case.dtype).requires_grad_(case.backward and i < 4) for i, x in enumerate(made)]
+    dtype = getattr(torch, case.dtype)
+    return [x.to(dtype).requires_grad_(case.backward and i < 4) for i, x in enumerate(made)]
 
 
 def layers(n: int) -> tuple[torch.nn.Module, torch.nn.Module, Tensor]:
-    """The layer of TransMIL: 8 heads of 64, M = 256, batch 1, with its projections; and a bag."""
+    """Returns the layer of TransMIL, theirs and ours with its projections, and a bag of n tokens.
+
+    It has 8 heads of 64 and M = 256; the bag is a batch of one.
+    """
     sizes = {"dim": 512, "dim_head": 64, "heads": 8, "num_landmarks": 256, "dropout": 0.1}
     theirs, ours = old.NystromAttention(**sizes).eval(), lucidrains.NystromAttention(**sizes).eval()
     ours.load_state_dict(theirs.state_dict())
@@ -143,8 +121,10 @@ def no_grad(layer: torch.nn.Module, x: Tensor) -> Callable[[], Tensor]:
     return torch.no_grad()(lambda: layer(x))
 
 
-def results(inputs, grad: Tensor, m: int, backward: bool, backend: str) -> list[Tensor]:
-    """The output and, if asked, the gradients of all inputs."""
+def results(
+    inputs: list[Tensor], grad: Tensor, m: int, backward: bool, backend: str
+) -> list[Tensor]:
+    """Returns the output and, if asked, the gradients of all inputs."""
     inputs = [x.detach().requires_grad_(backward) for x in inputs]
     options = {"num_landmarks": m, "conv_weight": (inputs[3:] or [None])[0], "backend": backend}
     output = nystrom_attention(*inputs[:3], **options)
@@ -153,14 +133,8 @@ def results(inputs, grad: Tensor, m: int, backward: bool, backend: str) -> list[
     return [output, *torch.autograd.grad(output, inputs, grad.to(output.dtype))]
 
 
-def error_of(found: list[Tensor], exact: list[Tensor]) -> float:
-    """Of the output, or a third of the worst gradient's, as the tests allow."""
-    errors = [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
-    return max([errors[0], *(x / 3 for x in errors[1:])])
-
-
-def paired(case: Case, repeats: int) -> tuple[float, float, float]:
-    """Median milliseconds of other and ours, and the median of their ratios, turn by turn."""
+def paired(case: Case, repeats: int) -> dict[str, float]:
+    """Returns the median milliseconds of other and ours, and the median of their ratios by turn."""
     spawn = multiprocessing.get_context("spawn")
     ends = {}
     for name in ("other", "ours"):
@@ -172,29 +146,26 @@ def paired(case: Case, repeats: int) -> tuple[float, float, float]:
             end.send(go_on)
             if go_on:
                 times[name].append(end.recv())
-    others, own = times.values()
-    ratio = statistics.median(a / b for a, b in zip(others, own, strict=True))
-    return statistics.median(others), statistics.median(own), ratio
+    ratios = [a / b for a, b in zip(*times.values(), strict=True)]
+    return {
+        "other_ms": statistics.median(times["other"]),
+        "ours_ms": statistics.median(times["ours"]),
+        "ratio": statistics.median(ratios),
+    }
 
 
 def contestant(case: Case, name: str, end: Connection) -> None:
-    """A process that runs its call whenever told to, and answers with the milliseconds."""
+    """Runs its call, in a process of its own, whenever told to, and answers with milliseconds."""
     warnings.filterwarnings("ignore")
     call = case.calls()[name]
     while end.recv():
         time.sleep(0.1)  # the other's second thread waits busily at first
         call()  # caches are the other's still
-        end.send(statistics.median(milliseconds(call) for _ in range(3)))
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - start)
+        end.send(common.median_ms(common.in_turn([call], 3, float("inf")), 0))
 
 
 def cases() -> Iterator[Case]:
-    single, half = torch.float32, torch.bfloat16
+    single, half = "float32", "bfloat16"
     for backward in (False, True):
         for n, m, dtype in [
             (4096, 64, single),
@@ -211,52 +182,37 @@ def cases() -> Iterator[Case]:
         yield Case("exact", n, 64, single, False)
 
 
-def measure(case: Case, repeats: int) -> Result:
-    error = case.check()
-    return Result(
-        case.against,
-        case.n,
-        case.m,
-        str(case.dtype).removeprefix("torch."),
-        "forward + backward" if case.backward else "forward",
-        *paired(case, repeats),
-        error,
-        torch.__version__,
-        platform.processor() or platform.machine(),
-        torch.get_num_threads(),
-    )
+def measure(case: Case, repeats: int) -> dict[str, object]:
+    """Returns the row of a case."""
+    error = case.check()  # of ours against float64: of the output, or a third of a gradient's
+    return {
+        "against": case.against,
+        "n": case.n,
+        "num_landmarks": case.m,
+        "dtype": case.dtype,
+        "direction": DIRECTIONS[case.backward],
+        **paired(case, repeats),
+        "error": error,
+        **common.MACHINE,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", help="plain PyTorch, nystrom-attention or exact")
+    parser = common.command_line(__doc__)
+    parser.add_argument("--repeats", type=int, default=5, help="turns of which the median counts")
+    parser.add_argument("--only", choices=OTHERS, help="measure against this one")
     arguments = parser.parse_args()
     chosen = [c for c in cases() if arguments.only in (None, c.against)]
-    results = [
-        measure(case, arguments.repeats)
-        for case in track(chosen, "measuring", console=Console(stderr=True))
-    ]
-    show(results)
+    rows = [measure(case, arguments.repeats) for case in common.progress(chosen)]
+    show(rows)
     if arguments.only is None:  # a part would replace the whole
-        write(results, RESULTS / "cpu.csv")
+        common.write(rows, common.RESULTS / "cpu.csv")
 
 
-def write(results: list[Result], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(f.name for f in fields(Result))
-        writer.writerows(
-            [f"{x:.4g}" if isinstance(x, float) else x for x in astuple(r)] for r in results
-        )
-    print(f"written to {path}")
-
-
-def show(results: list[Result]) -> None:
+def show(rows: list[dict[str, object]]) -> None:
     table = Table(title=f"ours against others, {torch.get_num_threads()} threads")
     for column in ("against", "N", "M", "dtype", "", "other ms", "ours ms", "ratio"):
         table.add_column(column, justify="right" if column not in ("against", "") else "left")
-    for r in results:
-        numbers = (f"{r.other_ms:.1f}", f"{r.ours_ms:.1f}", f"{r.ratio:.2f}")
-        table.add_row(r.against, str(r.n), str(r.num_landmarks), r.dtype, r.direction, *numbers)
+    for row in rows:
+        table.add_row(*map(common.text, list(row.values())[:8]))
     Console().print(table)

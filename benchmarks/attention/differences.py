@@ -1,14 +1,14 @@
-"""What differs between this implementation and others, each as a measured figure.
+"""Shows what goes wrong in other implementations, and whether it does in ours.
 
     python -m benchmarks attention.differences
 
-Prints a table and writes benchmarks/results/differences.csv. Needs nystrom-attention 0.0.14 and
-transformers; everything runs on a CPU in under a minute.
+Takes under a minute.
+
+Every defect is measured in theirs and then in ours. Needs nystrom-attention 0.0.14 and
+transformers. Prints a table and writes results/differences.csv.
 """
 
 from __future__ import annotations
-
-import csv
 
 import nystrom_attention as old
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import NystromformerConfig
 from transformers.models.nystromformer import modeling_nystromformer
 
-from benchmarks.common import RESULTS
+from benchmarks import common
 from nystromer import NystromAttention, nystrom_attention
 from nystromer.compat import lucidrains
 
@@ -31,10 +31,12 @@ SIZES = {"dim": 512, "dim_head": 64, "heads": 8, "num_landmarks": 256, "residual
 
 
 def change(a: Tensor, b: Tensor) -> str:
+    """Returns how far a is from b, relative to b."""
     return f"{float((a - b).double().norm() / b.double().norm()):.1e}"
 
 
 def attempt(call) -> str:
+    """Returns "runs", or the error that the call ends in."""
     try:
         call()
     except Exception as error:
@@ -43,7 +45,7 @@ def attempt(call) -> str:
 
 
 def package_padding():
-    """N = k² + 1 is never a multiple of 256, so zeros are always added, and attended to."""
+    """Measures what its padding does: N = k² + 1 is never a multiple of 256, so zeros are added."""
     theirs = old.NystromAttention(**SIZES).eval()
     ours = lucidrains.NystromAttention(**SIZES, mode="fixed").eval()
     ours.load_state_dict(theirs.state_dict())
@@ -61,6 +63,7 @@ def package_padding():
 
 
 def package_neighbours():
+    """Measures what another sequence of the batch does to an output."""
     theirs = old.NystromAttention(**{**SIZES, "num_landmarks": 64}).eval()
     ours = lucidrains.NystromAttention(**{**SIZES, "num_landmarks": 64}, mode="fixed").eval()
     ours.load_state_dict(theirs.state_dict())
@@ -71,12 +74,14 @@ def package_neighbours():
 
 
 def package_half():
+    """Tries the layers in bfloat16."""
     x = torch.randn(1, 1025, 512).bfloat16()
     yield ".bfloat16()", attempt(lambda: old.NystromAttention(**SIZES).bfloat16()(x))
     yield "the same, ours", attempt(lambda: lucidrains.NystromAttention(**SIZES).bfloat16()(x))
 
 
 def package_class_token():
+    """Counts the bytes that the attention of a class token over 30,000 patches takes."""
     n, heads = 30_001, 8
     padded = -(-n // 256) * 256
     map_bytes, row_bytes = 4 * heads * padded**2, 4 * heads * n
@@ -98,7 +103,10 @@ def transformers_attention(num_landmarks: int, seq_len: int, **config):
 
 
 def transformers_dense():
-    """The fields of the published configurations: num_landmarks = segment_means_seq_len = 64."""
+    """Measures what the published configurations compute: exact attention.
+
+    They have num_landmarks = segment_means_seq_len = 64.
+    """
     layer, x = transformers_attention(64, 64), torch.randn(1, 512, 256)
     heads = [
         p(x).view(1, 512, 4, 64).transpose(1, 2) for p in (layer.query, layer.key, layer.value)
@@ -113,6 +121,7 @@ def transformers_dense():
 
 
 def transformers_nystrom():
+    """Tries other lengths, a batch, and padding where transformers does compute Nyström."""
     layer = transformers_attention(64, 512)
     x = torch.randn(2, 512, 256)
     ours = NystromAttention(256, 4, conv_kernel_size=None)
@@ -151,7 +160,7 @@ def layer_config(num_landmarks: int, seq_len: int) -> NystromformerConfig:
 
 
 def torch_convolution():
-    """The gradient of the taps of a depthwise convolution, float32 on a CPU."""
+    """Measures the gradient of the taps of a depthwise convolution, float32 on a CPU."""
     for n, kernel in ((1000, 33), (4096, 33), (1000, 65)):
         v, grad = (torch.randn(1, 8, n, 64, dtype=torch.float64) for _ in range(2))
         taps = torch.randn(8, kernel, dtype=torch.float64)
@@ -172,7 +181,7 @@ def torch_convolution():
 
 
 def torch_bfloat16():
-    """The queries' gradient, where keys and values have a mean, as in trained layers."""
+    """Measures the queries' gradient where keys and values have a mean, as in trained layers."""
     for mean in (0, 3):
         q, k, v, grad = (torch.randn(1, 2, 4096, 64) for _ in range(4))
         inputs = [x.bfloat16() for x in (q, k + mean, v + mean)]
@@ -191,9 +200,10 @@ def torch_bfloat16():
 
 
 def main() -> None:
+    common.command_line(__doc__).parse_args()
     torch.manual_seed(0)
     rows = [
-        (subject, what, figure)
+        {"implementation": subject, "what": what, "figure": figure}
         for subject, measure in [
             (PACKAGE, package_padding),
             (PACKAGE, package_neighbours),
@@ -206,12 +216,8 @@ def main() -> None:
         ]
         for what, figure in measure()
     ]
-    path = RESULTS / "differences.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("implementation", "what", "figure"), *rows])
-    table = Table()
-    for column in ("implementation", "what", "figure"):
-        table.add_column(column)
+    common.write(rows, common.RESULTS / "differences.csv")
+    table = Table(*rows[0])
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*row.values())
     Console().print(table)

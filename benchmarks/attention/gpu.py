@@ -1,80 +1,42 @@
-"""Checks the triton backend on a GPU against float64, then times it against plain PyTorch and SDPA.
+"""Shows whether the Triton kernels are right on this GPU, and how fast.
 
     python -m benchmarks attention.gpu [--repeats 30] [--only SHAPE] [--output FILE]
 
+Takes five to ten minutes, a guess: no GPU has run it yet.
+
 First every size, mask and dtype of a list is compared, output and gradients, with the equations in
-float64 (not with --only); then the shapes of the table, each again compared before it is timed: a
-row is printed only if its case agrees. A case that fails says so and the others go on. Medians of
-CUDA events over inputs that rotate through more than the cache holds. Writes
-benchmarks/results/gpu.csv after every row, unless --only.
+float64 (not with --only); then the shapes of the table, each compared again before it is timed
+beside plain PyTorch and SDPA, torch's exact attention: a row is printed only if its case agrees. A
+case that fails says so and the others go on. Times are medians of CUDA events over inputs that
+rotate through more than the cache holds. Writes results/gpu.csv after every row, unless --only.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import statistics
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import common
+from benchmarks.attention import plain
+from benchmarks.attention.gpu_shapes import CHECKED, TIMED, Shape, inputs
+from benchmarks.common import DIRECTIONS, TOLERANCES
 from nystromer import nystrom_attention
-from nystromer.pinv import iterative_pinv
 
-# relative error against float64; gradients get three times as much (see tests/cases.py)
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 CACHED = 2**29  # bytes of inputs to rotate through: several times any cache
 PATIENCE = 20_000  # ms that one median may take, down to 3 repeats
 
 
 @dataclass(frozen=True)
-class Shape:
-    """One call. masks: None, "right" (lengths from 1 to N) or "holes"."""
-
-    batch: int
-    heads: int
-    n: int
-    dim: int
-    m: int
-    kernel: int = 0
-    value_dim: int | None = None
-    masks: str | None = None
-
-    def __str__(self) -> str:
-        parts = [f"B{self.batch} H{self.heads} N{self.n} D{self.dim} M{self.m}"]
-        parts += [f"Dv{self.value_dim}"] if self.value_dim else []
-        parts += [f"K{self.kernel}"] if self.kernel else []
-        return " ".join(parts + ([self.masks] if self.masks else []))
-
-
-CHECKED = [
-    Shape(2, 2, 1, 64, 1),
-    Shape(2, 2, 63, 16, 1, kernel=3),
-    Shape(2, 3, 1000, 64, 64, kernel=33),
-    Shape(2, 3, 1000, 20, 13, kernel=65, value_dim=40),
-    Shape(2, 2, 111, 128, 100, kernel=7, masks="holes"),
-    Shape(5, 2, 300, 64, 32, kernel=33, masks="right"),
-    Shape(1, 2, 4099, 96, 256, value_dim=80),
-    Shape(1, 2, 2000, 256, 64, kernel=33),
-    Shape(1, 1, 2000, 256, 256),
-    Shape(1, 2, 20001, 64, 64, kernel=33, masks="holes"),
-]
-TIMED = [
-    Shape(4, 16, 65536, 128, 64),
-    Shape(4, 16, 65536, 128, 64, kernel=33),
-    Shape(1, 4, 1048576, 64, 32),
-    Shape(1, 8, 16384, 64, 256),
-    Shape(8, 12, 1024, 64, 64),
-]
-
-
-@dataclass(frozen=True)
 class Row:
+    """What was measured for one shape."""
+
     shape: str
     dtype: str
     direction: str
@@ -90,43 +52,13 @@ class Row:
     torch: str
 
 
-def inputs(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0):
-    """(query, key, value, taps or None, mask or None)."""
-    g = torch.Generator(device).manual_seed(seed)
-
-    def draw(*size: int) -> Tensor:
-        return torch.randn(*size, generator=g, device=device, dtype=torch.float32).to(dtype)
-
-    tokens = (shape.batch, shape.heads, shape.n)
-    q, k = draw(*tokens, shape.dim), draw(*tokens, shape.dim)
-    v = draw(*tokens, shape.value_dim or shape.dim)
-    taps = draw(shape.heads, shape.kernel) / 6 if shape.kernel else None
-    mask = None
-    if shape.masks == "holes":
-        mask = torch.rand(shape.batch, shape.n, generator=g, device=device) < 0.7
-    elif shape.masks == "right":
-        lengths = torch.linspace(1, shape.n, shape.batch, device=device).long()
-        mask = torch.arange(shape.n, device=device) < lengths[:, None]
-    return q, k, v, taps, mask
-
-
 def ours(shape: Shape, q, k, v, taps, mask, backend: str = "triton") -> Tensor:
     options = {"num_landmarks": shape.m, "mask": mask, "conv_weight": taps}
     return nystrom_attention(q, k, v, **options, backend=backend)
 
 
-def plain(shape: Shape, q, k, v, taps, mask) -> Tensor:
-    """Eq. 14-17 as one would write them; N divisible by M, no mask."""
-    scale = shape.dim**-0.5
-    q_tilde, k_tilde = (x.unflatten(2, (shape.m, -1)).mean(3) for x in (q, k))
-    kernel_1 = torch.softmax(scale * q @ k_tilde.mT, -1)
-    kernel_2 = torch.softmax(scale * q_tilde.float() @ k_tilde.float().mT, -1)
-    kernel_3 = torch.softmax(scale * q_tilde @ k.mT, -1)
-    output = kernel_1 @ (iterative_pinv(kernel_2).to(q.dtype) @ (kernel_3 @ v))
-    if taps is not None:
-        weight = taps[:, None, :, None]
-        output = output + F.conv2d(v, weight, padding=(shape.kernel // 2, 0), groups=shape.heads)
-    return output
+def written(shape: Shape, q, k, v, taps, mask) -> Tensor:
+    return plain.plain(q, k, v, shape.m, taps)
 
 
 def equations(shape: Shape, q, k, v, taps, mask) -> Tensor:
@@ -138,7 +70,7 @@ def exact(shape: Shape, q, k, v, taps, mask) -> Tensor:
 
 
 def with_gradients(call: Callable[..., Tensor], shape: Shape, tensors, grad: Tensor):
-    """The output and the gradients of what requires one."""
+    """Returns the output and the gradients of the tensors that require one."""
     leaves = [x for x in tensors if x is not None and x.requires_grad]
     output = call(shape, *tensors)
     if not leaves:
@@ -146,8 +78,8 @@ def with_gradients(call: Callable[..., Tensor], shape: Shape, tensors, grad: Ten
     return [output, *torch.autograd.grad(output, leaves, grad, allow_unused=True)]
 
 
-def error_of(shape: Shape, dtype: torch.dtype, device: str) -> float:
-    """Largest relative error of the output, and of the gradients / 3, against float64 (or NaN).
+def error_of(shape: Shape, dtype: str, device: str) -> float:
+    """Returns how far ours is from the equations in float64, as common.error_of.
 
     Heads are independent, so of a large case the first, a middle and the last one are compared.
     """
@@ -163,14 +95,10 @@ def error_of(shape: Shape, dtype: torch.dtype, device: str) -> float:
     single = [None if x is None else x.requires_grad_() for x in (q, k, v, taps)]
     got = with_gradients(ours, shape, (*single, mask), grad)
     expected = with_gradients(equations, shape, (*double, mask), heads(grad))
-    errors = [
-        (heads(a) - b.detach()).norm() / b.detach().norm().clamp(min=1e-30)
-        for a, b in zip(got, expected, strict=True)
-    ]
-    return float(torch.stack([errors[0], *(x / 3 for x in errors[1:])]).max())
+    return common.error_of([heads(x) for x in got], expected)
 
 
-def agreed_error(shape: Shape, dtype: torch.dtype, device: str) -> float | None:
+def agreed_error(shape: Shape, dtype: str, device: str) -> float | None:
     """Prints the error of a case, and returns it if it is within the tolerance."""
     try:
         error = error_of(shape, dtype, device)
@@ -178,13 +106,13 @@ def agreed_error(shape: Shape, dtype: torch.dtype, device: str) -> float | None:
         traceback.print_exc()
         print(f"FAILS: {shape} {dtype}", flush=True)
         return None
-    agreed = error < TOLERANCE[dtype]  # False for NaN
+    agreed = error < TOLERANCES[dtype]  # False for NaN
     print(f"{'agrees' if agreed else 'DISAGREES'}: {shape} {dtype}, error {error:.1e}", flush=True)
     return error if agreed else None
 
 
 def median_ms(call: Callable[[int], object], repeats: int) -> tuple[float, int]:
-    """(median, repeats): of CUDA events; fewer repeats, at least 3, where PATIENCE ends."""
+    """Returns the median time by CUDA events and the repeats, fewer where PATIENCE ends."""
 
     def once(i: int) -> float:
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -200,21 +128,26 @@ def median_ms(call: Callable[[int], object], repeats: int) -> tuple[float, int]:
 
 
 def copy_bandwidth() -> float:
-    """Bytes per millisecond, read and written, of one tensor copied to another."""
+    """Measures how many bytes a millisecond are read and written when a tensor is copied."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.numel() / median_ms(lambda i: target.copy_(source), 30)[0]
 
 
 def least_bytes(shape: Shape, backward: bool) -> int:
-    """Of half precision: q twice, k, v, output; v again for K; twice that and dO, 3 dX backward."""
+    """Returns the bytes that have to be read and written in half precision.
+
+    Forward: q twice, k, v, the output, and v again for the convolution. Backward: the same again,
+    the gradient of the output, and three gradients written.
+    """
     passes = 5 + (shape.kernel > 0)
     passes += (8 + (shape.kernel > 0)) if backward else 0
     return 2 * passes * shape.batch * shape.heads * shape.n * shape.dim
 
 
 def rows_of(shape: Shape, error: float, bandwidth: float, repeats: int) -> Iterator[Row]:
-    dtype = torch.float16
+    """Times a shape, forward and with the backward."""
+    dtype = "float16"
     torch.cuda.empty_cache()
     grad = torch.randn_like(inputs(shape, dtype, "cuda")[2])
     size = 6 * shape.batch * shape.heads * shape.n * shape.dim
@@ -240,10 +173,10 @@ def rows_of(shape: Shape, error: float, bandwidth: float, repeats: int) -> Itera
         time, count, peak = timed(ours)
         yield Row(
             str(shape),
-            "float16",
-            "forward + backward" if backward else "forward",
+            dtype,
+            DIRECTIONS[backward],
             time,
-            timed(plain)[0],
+            timed(written)[0],
             timed(exact)[0],
             least_bytes(shape, backward) / time / bandwidth,
             peak,
@@ -256,31 +189,30 @@ def rows_of(shape: Shape, error: float, bandwidth: float, repeats: int) -> Itera
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=30)
+    parser = common.command_line(__doc__)
+    parser.add_argument("--repeats", type=int, default=30, help="runs of which the median counts")
     parser.add_argument("--only", help="a part of the shape's name, such as N1024")
-    results = Path(__file__).parents[1] / "results" / "gpu.csv"
-    parser.add_argument("--output", type=Path, default=results)
+    parser.add_argument("--output", type=Path, default=common.RESULTS / "gpu.csv")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("attention.gpu needs a GPU, got none; on a CPU use attention.cpu.")
         return 2
     checked = [] if arguments.only else CHECKED
-    errors = [agreed_error(shape, dtype, "cuda") for dtype in TOLERANCE for shape in checked]
+    errors = [agreed_error(shape, dtype, "cuda") for dtype in TOLERANCES for shape in checked]
     bandwidth = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}: copies at {bandwidth / 1e9:.2f} TB/s")
     found = []
     for shape in TIMED:
         if arguments.only is None or arguments.only in str(shape):
-            error = agreed_error(shape, torch.float16, "cuda")
+            error = agreed_error(shape, "float16", "cuda")
             errors.append(error)
             if error is None:
                 continue
             for row in rows_of(shape, error, bandwidth, arguments.repeats):
-                found.append(row)
+                found.append(asdict(row))
                 show(row)
                 if arguments.only is None:  # a part would replace the whole
-                    write(found, arguments.output)
+                    common.write(found, arguments.output)
     return 1 if None in errors else 0
 
 
@@ -291,13 +223,3 @@ def show(row: Row) -> None:
         f"{100 * row.copy_fraction:3.0f} % of copying, {row.peak_mib:,.0f} MiB",
         flush=True,
     )
-
-
-def write(rows: list[Row], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(f.name for f in fields(Row))
-        writer.writerows(
-            [f"{x:.4g}" if isinstance(x, float) else x for x in astuple(row)] for row in rows
-        )
-    print(f"written to {path}")

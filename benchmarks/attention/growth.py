@@ -1,10 +1,12 @@
-"""How the cost of exact and Nyström attention grows with N: the exponent of time and of memory.
+"""Shows how time and memory of exact and Nyström attention grow with length.
 
     python -m benchmarks attention.growth [--quick] [--fresh] [--output FILE]
 
+Takes about a quarter of an hour on two cores.
+
 One attention of 8 heads of 64, M = 64, every case in a process of its own. Exact attention stops
-where a run would take over 20 seconds. Writes results/growth.csv after every case; rows that it has
-are kept, unless --fresh.
+where a run would take over 20 seconds. Writes results/growth.csv after every case, and keeps the
+rows that it has; --fresh measures them again.
 """
 
 from __future__ import annotations
@@ -27,14 +29,17 @@ FIT_FROM = 4096  # tokens; below, fixed costs count
 
 
 class Exponent(NamedTuple):
-    """b of y = a N^b, with half the width of its 95 % confidence interval."""
+    """The exponent b of y = a N^b, with half the width of its 95 % confidence interval."""
 
     value: float
     margin: float
 
 
 def exponent(points: Sequence[tuple[int, float]]) -> Exponent | None:
-    """Least squares of log y on log N over (N, y), N >= 4,096; None for fewer than three."""
+    """Fits log y to log N by least squares over the points (N, y) with N of at least 4,096.
+
+    Returns None if there are fewer than three.
+    """
     points = [(n, y) for n, y in points if n >= FIT_FROM]
     if len(points) < 3:
         return None
@@ -43,15 +48,13 @@ def exponent(points: Sequence[tuple[int, float]]) -> Exponent | None:
 
 
 def last_exponent(points: Sequence[tuple[int, float]]) -> float:
-    """Of the two longest: what the growth comes to once fixed costs no longer count."""
+    """Returns the exponent between the two longest, where fixed costs count least."""
     (n, y), (longer, more) = points[-2:]
     return math.log(more / y) / math.log(longer / n)
 
 
 def main() -> None:
-    parser = common.options(__doc__.splitlines()[0], common.RESULTS / "growth.csv")
-    parser.add_argument("--fresh", action="store_true", help="measure every case again")
-    arguments = parser.parse_args()
+    arguments = common.options(__doc__, "growth").parse_args()
     kept = arguments.output.exists() and not arguments.fresh
     known = bench.read_csv(arguments.output) if kept else []
     lengths, directions = ([128], (False,)) if arguments.quick else (LENGTHS, (False, True))

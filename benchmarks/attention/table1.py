@@ -1,11 +1,15 @@
-"""The paper's Table 1: time and memory of one attention module, and what it saves against exact.
+"""Shows what one layer saves against exact attention: the paper's Table 1.
 
-    python -m benchmarks attention.table1 [--fresh] [--quick] [--output FILE]
+    python -m benchmarks attention.table1 [--quick] [--fresh] [--output FILE]
+
+Takes about three minutes on two cores.
 
 One sequence through one self-attention module of BERT-base's size (768 features, 12 heads), without
 gradients. Exact attention twice: `naive`, the softmax of an N x N table as in the paper's baseline,
 and `sdpa`, torch's, which keeps no such table. Projections are the same in all; ours has the
 convolution. The three run in turn in one process, memory is measured in a process of its own each.
+Writes results/table1.csv after every case, and keeps the rows that it has; --fresh measures them
+again.
 """
 
 from __future__ import annotations
@@ -46,6 +50,7 @@ def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def module(case: Case, method: str, backend: str = "auto") -> Callable[[Tensor], Tensor]:
+    """Returns a self-attention layer by one of METHODS; all have the same projections."""
     torch.manual_seed(0)
     layer = NystromAttention(FEATURES, HEADS, num_landmarks=case.num_landmarks, backend=backend)
     if method == "ours":
@@ -66,7 +71,7 @@ def tokens(n: int) -> Tensor:
 
 @torch.no_grad()
 def timed(case: Case) -> dict[str, Any]:
-    """Times and savings; the first run of each is compared to the equations in float64."""
+    """Returns times and savings; the first run of each is compared to the equations in float64."""
     x = tokens(case.n)
     calls = [functools.partial(module(case, method), x) for method in METHODS]
     found: dict[str, Any] = {}
@@ -85,7 +90,7 @@ def timed(case: Case) -> dict[str, Any]:
 
 @torch.no_grad()
 def peak_mib(case: Case, method: str) -> float:
-    """Growth of resident memory in one run, over input and weights; the output included."""
+    """Returns by how many MiB one run makes the process grow beyond input and weights."""
     call, x = module(case, method), tokens(case.n)
     call(x[:, : 2 * case.num_landmarks])  # loads libraries and starts threads
     worker.reset_peak()
@@ -101,9 +106,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = common.options(__doc__.splitlines()[0], common.RESULTS / "table1.csv")
-    parser.add_argument("--fresh", action="store_true", help="measure again what the file has")
-    arguments = parser.parse_args()
+    arguments = common.options(__doc__, "table1").parse_args()
     cases = [Case(n, m) for m in (64, 32) for n in LENGTHS]
     if arguments.quick:
         cases = [Case(256, 32)]

@@ -1,15 +1,16 @@
-"""Draws what clustered attention does in one head of a real encoder, from a real review.
+"""Draws what clustered attention does in one head of a real encoder.
 
     python -m benchmarks clustered.head_figure [--layer 2] [--head 3] [--query 200]
 
+Takes less than half a minute.
+
 Writes docs/figures/clustered.png: the keys of one head of all-MiniLM-L6-v2, their clusters, the
-exact keys of one query's cluster, and the logits of that query. Needs IMDB in NYSTROMER_DATA, or in
-../shared/data beside the repository.
+exact keys of one query's cluster, and the logits of that query. The review is of IMDB;
+encoders/minilm.py says where weights and texts come from.
 """
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.clustered.quality import BUDGETS, encoder, passages
+from benchmarks import common
+from benchmarks.clustered.methods import BUDGETS
 from benchmarks.clustered.rivals import balanced, clustered, top
-from benchmarks.publish import DOCS
+from benchmarks.clustered.swapped import encoder, passages
 from nystromer.hf.conversion.interface import exact_attention_forward
 from nystromer.hf.conversion.layers import intercepted
 from nystromer.plots import BLACK, BLUE, GREY, ORANGE
@@ -27,7 +29,7 @@ from nystromer.plots import BLACK, BLUE, GREY, ORANGE
 
 @torch.no_grad()
 def queries_and_keys(layer: int, head: int) -> tuple[Tensor, Tensor]:
-    """Queries times the scale and keys, [1, 512, 32], of the first review."""
+    """Returns queries times the scale and keys, [1, 512, 32] each, of the first review."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def keep(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> Any:
@@ -41,6 +43,7 @@ def queries_and_keys(layer: int, head: int) -> tuple[Tensor, Tensor]:
 
 
 def figure(q: Tensor, k: Tensor, query: int) -> Figure:
+    """Draws the keys in their plane on the left, and the logits of the query on the right."""
     groups, slots, exact_keys = BUDGETS[128]
     queries, keys = balanced(q, groups), balanced(k, slots)
     exact = top(queries, k, exact_keys)[0, query]
@@ -88,10 +91,9 @@ def figure(q: Tensor, k: Tensor, query: int) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layer", type=int, default=2)
-    parser.add_argument("--head", type=int, default=3)
-    parser.add_argument("--query", type=int, default=200)
+    parser = common.command_line(__doc__)
+    for name, default in (("layer", 2), ("head", 3), ("query", 200)):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     arguments = parser.parse_args()
     q, k = queries_and_keys(arguments.layer, arguments.head)
-    figure(q, k, arguments.query).savefig(DOCS / "figures" / "clustered.png")
+    figure(q, k, arguments.query).savefig(common.FIGURES / "clustered.png")

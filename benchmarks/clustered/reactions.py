@@ -1,13 +1,16 @@
-"""A second real encoder: RXNMapper (pip install --no-deps rxnmapper), which reads chemistry.
+"""Shows how close clustered attention comes in an encoder of chemistry.
 
     python -m benchmarks clustered.reactions
 
-An ALBERT of 12 layers with 8 heads of 32, trained on a million reactions written as text (SMILES)
-to fill in hidden tokens; its heads find one atom of the product among the precursors, so they are
-peaked where MiniLM's are not. Its package has no long reactions: here two random peptides are
-joined, valid chemistry that no one reported, 480 to 512 tokens. All layers are swapped. Measured:
-the hidden tokens (15 %) that are filled in right, and as exact attention does; the error of the
-last hidden states. Writes results/clustered_reactions.csv; about five minutes.
+Takes about five minutes on two cores.
+
+RXNMapper (pip install --no-deps rxnmapper) is an ALBERT of 12 layers with 8 heads of 32,
+trained on a million reactions written as text (SMILES) to fill in hidden tokens; its heads find one
+atom of the product among the precursors, so they are peaked where MiniLM's are not. Its package has
+no long reactions: here two random peptides are joined, valid chemistry that no one reported, cut to
+480 tokens. All layers are swapped. Measured: the hidden tokens (15 %) that are filled in right, and
+as exact attention does; the error of the last hidden states. Writes results/clustered_reactions.csv
+after every case, and keeps the rows that it has.
 """
 
 from __future__ import annotations
@@ -15,8 +18,6 @@ from __future__ import annotations
 import random
 import re
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,10 @@ from torch import Tensor
 from transformers import AlbertForMaskedLM
 
 from benchmarks import common
-from benchmarks.clustered.quality import BUDGETS, Case, hidden_states, methods
+from benchmarks.clustered.methods import BUDGETS, methods
+from benchmarks.clustered.quality import Case
+from benchmarks.clustered.swapped import hidden_states
+from benchmarks.encoders.minilm import package_folder
 
 COUNT = 12
 TOKEN = re.compile(r"\[[^]]+]|Br|Cl|>>|[A-Za-z]|[0-9]|[().=#+-]")
@@ -36,7 +40,7 @@ SIDE_CHAINS = [
 
 
 def reaction(rng: random.Random) -> list[str]:
-    """Tokens of two peptides and the one that they become, the first with a Boc group."""
+    """Returns the tokens of two peptides and the one they become, the first with a Boc group."""
     chain = rng.choices(SIDE_CHAINS, k=18)
     first, second = (peptide(part) for part in (chain[:9], chain[9:]))
     boc = "CC(C)(C)OC(=O)"
@@ -44,23 +48,24 @@ def reaction(rng: random.Random) -> list[str]:
 
 
 def peptide(residues: list[str]) -> str:
+    """Returns a chain of amino acids as SMILES, from their side chains."""
     return "".join(f"N[C@@H]({chain})C(=O)" for chain in residues)
 
 
 @cache
 def model() -> tuple[Any, dict[str, int]]:
-    spec = find_spec("rxnmapper")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pip install --no-deps rxnmapper")
-    folder = next((Path(spec.origin).parent / "models/transformers").iterdir())
+    """Returns RXNMapper and the number of every token."""
+    folder = next((package_folder("rxnmapper") / "models/transformers").iterdir())
     words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
     return AlbertForMaskedLM.from_pretrained(folder).eval(), {w: i for i, w in enumerate(words)}
 
 
 @cache
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids with 15 % hidden, all ids, and which are hidden; [COUNT, N], cut to the shortest
-    length above 480, so that nothing is padded."""
+    """Returns token ids with 15 % hidden, all ids, and which are hidden, each [COUNT, 480].
+
+    Reactions of 480 to 512 tokens are cut to 480, so that nothing is padded.
+    """
     _, ids = model()
     rng = random.Random(0)
     found: list[list[int]] = []
@@ -80,6 +85,7 @@ def exact() -> Tensor:
 
 @torch.no_grad()
 def measure(case: Case) -> dict[str, Any]:
+    """Returns the columns of a method: how close it is to exact attention, and what it fills in."""
     network, _ = model()
     masked, whole, hidden = inputs()
     attention = methods(int(case.keys))[case.method]
@@ -98,6 +104,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def main() -> None:
+    common.command_line(__doc__).parse_args()
     names = [name for name in methods(128) if "MuSe" not in name]
     cases = [Case("reactions", 480, "learnt", name, "128") for name in names]
     cases += [Case("reactions", 480, "learnt", "ours", str(keys)) for keys in list(BUDGETS)[2:]]

@@ -1,8 +1,9 @@
-"""Other attentions with clusters, as attention maps in plain PyTorch, one sequence without padding.
+"""Attentions with clusters by others, as attention maps in plain PyTorch.
 
-They say what a method computes, not what it costs: all hold L x L numbers. Shapes: H heads, L
-tokens, D features, G query clusters, M key clusters, T exact keys. Queries are already times the
-softmax scale. Every function returns the weights of all keys for every query, [H, L, L].
+They take one sequence without padding, and say what a method computes, not what it costs: all hold
+L x L numbers. Shapes: H heads, L tokens, D features, G query clusters, M key clusters, T exact
+keys. Queries are already times the softmax scale. Every function returns the weights of all keys
+for every query, [H, L, L].
 """
 
 from __future__ import annotations
@@ -18,30 +19,31 @@ from nystromer.landmarks import kmeans
 
 
 class Parts(NamedTuple):
-    """The cluster of every token, int64 [H, L], and the means, [H, C, D]."""
+    """The cluster of every token, int64 [H, L], and the means of the clusters, [H, C, D]."""
 
     ids: Tensor
     means: Tensor
 
     @property
     def near(self) -> Tensor:
-        """The mean of every token's cluster, [H, L, D]."""
+        """Returns the mean of every token's cluster, [H, L, D]."""
         return rows(self.means, self.ids)
 
 
 def balanced(x: Tensor, count: int) -> Parts:
-    """The clusters of `nystromer.clustered_attention`: a power of two of them, at most count."""
+    """Cuts tokens as `clustered_attention` does: at most count clusters, a power of two."""
     found = bisected(x, count)
     return parts_of(x, found.places // found.size, found.count)
 
 
 def lloyd(x: Tensor, count: int) -> Parts:
-    """k-means, ten steps."""
+    """Cuts tokens by ten steps of k-means."""
     centres = kmeans(x[None], count)[0][0]
     return parts_of(x, torch.cdist(x, centres).argmin(-1), count)
 
 
 def parts_of(x: Tensor, ids: Tensor, count: int) -> Parts:
+    """Returns the parts of tokens whose clusters are known."""
     one_hot = torch.nn.functional.one_hot(ids, count).to(x.dtype)  # [H, L, C]
     return Parts(ids, one_hot.mT @ x / one_hot.sum(1).clamp(min=1)[..., None])
 
@@ -52,7 +54,7 @@ Cut = Callable[[Tensor, int], Parts]
 def clustered(
     q: Tensor, k: Tensor, groups: int, slots: int, exact_keys: int, cut: Cut = balanced
 ) -> Tensor:
-    """`nystromer.clustered_attention`: q~ k_i + q k~ - q~ k~, but q k_i for T of the keys."""
+    """Scores q~ k_i + q k~ - q~ k~, but q k_i for T of the keys, as `clustered_attention` does."""
     queries, keys = cut(q, groups), cut(k, slots)
     far = queries.near @ k.mT + q @ keys.near.mT - queries.near @ keys.near.mT
     return torch.where(top(queries, k, exact_keys), q @ k.mT, far).softmax(-1)
@@ -61,8 +63,9 @@ def clustered(
 def improved_clustered(
     q: Tensor, k: Tensor, groups: int, exact_keys: int, cut: Cut = lloyd
 ) -> Tensor:
-    """A query takes its cluster's row, softmax(q~ kᵀ); what the T first keys of it weigh together
-    is shared among them anew, by the query's own logits.
+    """Gives each query the row of its cluster, softmax(q~ kᵀ), whose T first keys are shared anew.
+
+    What those T keys weigh together is shared among them by the query's own logits.
 
     Source: Vyas et al. 2020, arXiv:2007.04825 (which clusters hashes of the queries; here k-means).
     """
@@ -74,8 +77,10 @@ def improved_clustered(
 
 
 def multipole(q: Tensor, k: Tensor, groups: int, slots: int, dipole: bool = False) -> Tensor:
-    """Key clusters are tilted by q~: the mean k' of a cluster has the weights exp(q~ k_i). For q,
-    a key weighs exp(q~ k_i + (q - q~) k'), to first order within a cluster with the dipole.
+    """Tilts key clusters by q~: the mean k' of a cluster has the weights exp(q~ k_i).
+
+    For q, a key weighs exp(q~ k_i + (q - q~) k'); with the dipole, it does to first order in the
+    cluster.
 
     Source: MuSe, Mitchell & Kersting 2025, arXiv:2509.10406, as its abstract and figure say it;
     without the hierarchy that it has for causal attention. Its clusters are ours here.
@@ -93,7 +98,7 @@ def multipole(q: Tensor, k: Tensor, groups: int, slots: int, dipole: bool = Fals
 
 
 def blocks(q: Tensor, k: Tensor, groups: int, slots: int, exact_keys: int) -> Tensor:
-    """Whole key clusters are exact, about T keys of them, and all others are their mean.
+    """Takes whole key clusters exactly, about T keys of them, and all others by their mean.
 
     Source: ClusterAttention, Nordenram & Dittmann 2026, with its metrics: keys are as different as
     the queries see them, and queries as the keys do.
@@ -111,18 +116,18 @@ def blocks(q: Tensor, k: Tensor, groups: int, slots: int, exact_keys: int) -> Te
 
 
 def top(queries: Parts, k: Tensor, count: int) -> Tensor:
-    """Whether a key is among the T that score highest for the mean of a query's cluster."""
+    """Returns whether a key is among the T that score highest for the mean of a query's cluster."""
     scores = queries.means @ k.mT
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     return rows(chosen.scatter(2, scores.topk(count).indices, True), queries.ids)
 
 
 def root(x: Tensor) -> Tensor:
-    """The square root of a positive matrix."""
+    """Returns the square root of a positive matrix."""
     values, vectors = torch.linalg.eigh(x)
     return vectors * values.clamp(min=0).sqrt()[:, None] @ vectors.mT
 
 
 def rows(x: Tensor, ids: Tensor) -> Tensor:
-    """x[h, ids[h]]: [H, C, ...] and [H, L] -> [H, L, ...]."""
+    """Returns x[h, ids[h]] for every head h: [H, C, ...] and [H, L] -> [H, L, ...]."""
     return x[torch.arange(len(x))[:, None], ids]

@@ -1,16 +1,18 @@
-"""The tables of clustered attention, from the committed rows; `publish.py` writes them."""
+"""Tables and the figure of clustered attention, from the committed rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from benchmarks.common import markdown, results
+from matplotlib.figure import Figure
 
-Row = dict[str, str]
+from benchmarks.common import Row, markdown, results
+from nystromer import plots
 
 
 def cosines(row: Row) -> str:
+    """Shows the mean cosine and that of the worst passage."""
     return f"{float(row['cosine']):.3f} ({float(row['worst']):.3f})"
 
 
@@ -21,7 +23,7 @@ def error(name: str, row: Row) -> str:
 def crossed(
     rows: Iterable[Row], line: Callable[[Row], tuple[str, ...]], column: str, cell: Callable
 ) -> tuple[list[str], list[list[str]]]:
-    """The names of the columns, and a line for each key with a cell for each column."""
+    """Returns the names of the columns, and a line for each key with a cell for each column."""
     found: dict[tuple[str, ...], Row] = {}
     for row in rows:
         found.setdefault(line(row), {})[row[column]] = cell(row)
@@ -141,7 +143,7 @@ def scratch_table() -> str:
 
 
 def speed_table() -> str:
-    """A line a length: exact attention's time to ours, forward, and with the backward."""
+    """Shows exact attention's time to ours at every length, forward and with the backward."""
     rows = [r for r in results("clustered_speed") if r["head_dim"] == "64"]
     rows = [{**r, "what": f"{r['direction']}, {r['dtype']}"} for r in rows]
     names, lines = crossed(
@@ -154,6 +156,26 @@ def speed_table() -> str:
         ),
     )
     return markdown(["N", *names], lines)
+
+
+def tradeoff_figure() -> Figure:
+    """Draws 1 - cosine against the share of exact attention's time."""
+    rows = results("clustered_tradeoff")
+    result = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
+    axes = result.subplots()
+    for method, colour in (("Nyström", plots.ORANGE), ("clustered", plots.BLUE)):
+        mine = [row for row in rows if row["method"] == method]
+        x = [1 / float(row["to_exact"]) for row in mine]
+        y = [1 - float(row["cosine"]) for row in mine]
+        axes.plot(x, y, "o-", color=colour, label=f"{method}, by keys a query")
+        for row, *point in zip(mine, x, y, strict=True):
+            axes.annotate(row["keys"], point, (5, 5), textcoords="offset points", fontsize=8)
+    axes.axvline(1, color=plots.GREY, ls=":", lw=1)
+    axes.set(xlabel="time of one attention / exact", ylabel="1 − cosine of the embedding")
+    axes.set(xscale="log", yscale="log", title="Reviews of 2,048 tokens, every layer swapped")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return result
 
 
 TABLES = {
@@ -169,3 +191,4 @@ TABLES = {
     "clustered-distillation": distillation_table,
     "clustered-scratch": scratch_table,
 }
+FIGURES = {"clustered_tradeoff": tradeoff_figure}

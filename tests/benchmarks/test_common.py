@@ -1,8 +1,10 @@
+import math
 import os
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from benchmarks import common
 
@@ -60,3 +62,18 @@ def test_median_ratio_is_of_pairs():
     rounds = [[4.0, 2.0], [30.0, 10.0], [9.0, 9.0]]
     assert common.median_ratio(rounds, 0, 1) == 2.0
     assert common.median_ms(rounds, 0) == 9000.0
+
+
+def test_error_of_is_the_outputs_or_a_third_of_the_worst_gradients():
+    ones = [torch.ones(4, dtype=torch.float64)] * 3
+    found = [1.1 * ones[0], 1.6 * ones[1], ones[2]]
+    assert common.error_of(found[:1], ones[:1]) == pytest.approx(0.1)
+    assert common.error_of(found, ones) == pytest.approx(0.2)
+    assert math.isnan(common.error_of([*found[:2], math.nan * ones[2]], ones))
+
+
+def test_write_keeps_four_digits_and_the_columns_of_the_last_row(tmp_path):
+    common.write([{"ms": 1.23456, "note": None}, {"ms": "0.50", "note": 7}], tmp_path / "rows.csv")
+    rows = common.read(tmp_path / "rows.csv")
+    assert rows == [{"ms": "1.235", "note": ""}, {"ms": "0.50", "note": "7"}]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]

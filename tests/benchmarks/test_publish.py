@@ -1,6 +1,7 @@
 import pytest
 
 from benchmarks import publish
+from benchmarks.attention import tables
 
 
 @pytest.mark.parametrize("page", publish.PAGES, ids=lambda page: page.name)
@@ -22,16 +23,16 @@ def test_everyone_table_marks_what_has_no_number(monkeypatch):
         {"against": "linformer", "note": "other disagrees: 1e-2 off", "ratio": ""},
         {"against": "performer", "note": "fails: ImportError", "ratio": ""},
     ]
-    monkeypatch.setattr(publish, "rows", lambda name: [{**row, **other} for other in others])
+    monkeypatch.setattr(tables, "results", lambda name: [{**row, **other} for other in others])
     line = publish.TABLES["everyone"]().splitlines()[-1]
     cells = "2.0× | – | 0.46× | – | fails | – | disagrees"
     assert line == f"| 1,024 | 64 | float32 | forward | {cells} |"
-    notes = publish.everyone_notes_table().splitlines()[2:]
+    notes = tables.everyone_notes_table().splitlines()[2:]
     assert notes[0] == "| linformer | float32 | forward | 1,024 | other disagrees: 1e-2 off |"
     assert len(notes) == 2
 
 
 def test_with_exponents_names_the_growth():
     points = [(n, n / 7) for n in (4096, 8192, 16_384)]
-    panel = publish.Panel("", "", {"ours": ("red", points), "new": ("blue", points[:2])})
-    assert list(publish.with_exponents(panel).lines) == ["ours, $N^{1.00}$", "new"]
+    panel = tables.Panel("", "", {"ours": ("red", points), "new": ("blue", points[:2])})
+    assert list(tables.with_exponents(panel).lines) == ["ours, $N^{1.00}$", "new"]

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks.attention import everyone, growth
-from benchmarks.attention.everyone import OTHERS
+from benchmarks.attention.others import OTHERS
 from nystromer.bench import Row, read_csv
 
 

@@ -1,1 +1,5 @@
-"""Clustered attention: Nyström's three tables joined per pair of clusters, without the inverse."""
+"""Clustered attention: an operation of its own with Nyström's three tables and no inverse.
+
+The tables are joined for each pair of clusters of queries and of keys. docs/clustered-attention.md
+says what it is for.
+"""

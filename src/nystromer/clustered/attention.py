@@ -1,4 +1,4 @@
-"""The front door of clustered attention: check, choose a backend, call it."""
+"""The function `clustered_attention`: checks its arguments, chooses a backend, calls it."""
 
 from __future__ import annotations
 
@@ -28,36 +28,37 @@ def clustered_attention(
     backend: str = "auto",
     is_causal: bool = False,
 ) -> Tensor:
-    r"""Softmax attention to a few keys exactly and to all others through clusters, in O(N).
+    r"""Computes attention in O(N): exactly to a few keys, and through clusters to all others.
 
     Queries and keys are clustered. With the means q~ and k~ of a query's and a key's cluster,
 
         s q · k  =  s q~ · k + s q · k~ - s q~ · k~  +  s (q - q~) · (k - k~)
 
-    whose last term, of second order, is left out; but the T keys that score highest for q~ are
-    exact for the whole cluster of q. The other keys of a cluster then share one slot, of logit
+    The last term is of second order, and it is left out. The T keys that score highest for q~ are
+    exact: for all queries of its cluster, s q · k is computed. The other keys of a key cluster
+    share one slot. Its logit is
 
         s (q - q~) · k~ + log(sum_i exp(s q~ · k_i))
 
-    and value the mean of their values with the weights exp(s q~ · k_i), and a query's softmax goes
-    over T keys and M slots. The tables are Nyström's three, q k~, q~ k~ and q~ k; there is no
-    inverse. It is not the paper's attention, and no call of `nystrom_attention` becomes one: it is
-    closer to softmax attention where queries and keys have clusters, as those of trained encoders
-    do, and no closer where they have none (docs/clustered-attention.md).
+    and its value is the mean of their values with the weights exp(s q~ · k_i). The softmax of a
+    query goes over T keys and M slots. The tables are Nyström's three, q k~, q~ k~ and q~ k; there
+    is no inverse. It is not the paper's attention, and no call of `nystrom_attention` becomes one.
+    It is closer to softmax attention where queries and keys have clusters, as those of trained
+    encoders do, and no closer where they have none (docs/clustered-attention.md).
 
     An output never depends on padding or on the rest of the batch. A sequence of at most T + M
     real tokens gets exact softmax attention. Logits and softmax are computed in float32 (float64
     for float64 inputs). Time O(N (G + M + T) D) and the sorts of the clustering, memory O(N G).
 
-    Gradients take the clusters and the choice of exact keys as constants, as for any top-k.
+    Gradients take the clusters and the choice of exact keys as constants, as those of any top-k do.
 
     Args:
         query: Q, [B, H, N, D], float16, bfloat16, float32 or float64.
         key: K, [B, H, N, D].
         value: V, [B, H, N, Dv].
-        num_query_clusters: G, at least 1; rounded down to a power of two, for clusters are halves
+        num_query_clusters: G, at least 1; rounded down to a power of two, since clusters are halves
             of halves.
-        num_key_clusters: M, likewise.
+        num_key_clusters: M, at least 1; rounded in the same way.
         num_exact_keys: T, at least 1.
         mask: Real tokens, bool [B, N], any pattern; None means all. Outputs elsewhere are zero.
         scale: s, 1/sqrt(D) if None.
@@ -99,10 +100,12 @@ def clustered_attention(
 
 
 def choose_backend(name: str) -> ModuleType:
-    """The backend of that name; "auto": blocked, but eager for what only eager can differentiate.
+    """Returns the backend of that name.
+
+    "auto" is blocked, or eager for gradients that only eager has.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no backend of that name.
         NotImplementedError: If it cannot be differentiated as asked.
     """
     if name != "auto" and name not in BACKENDS:

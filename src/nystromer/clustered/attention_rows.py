@@ -1,4 +1,4 @@
-"""Rows of the map of clustered attention, without the map."""
+"""Computes single rows of the attention map of clustered attention, without the whole map."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def clustered_attention_rows(
     mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    r"""What a query reads: the rows that `clustered_attention` multiplies V by.
+    r"""Returns rows of the attention map: how much of every value some queries read.
 
-    They are positive and sum to one. Time O(N (G + R)), memory the same.
+    `clustered_attention` gives for such a query its row times V. Rows are not negative and sum to
+    one. Time and memory are O(N (G + R)).
 
     Args:
         query: Q, [B, H, N, D].
@@ -69,7 +70,7 @@ def clustered_attention_rows(
 
 
 def _rows(q: Tensor, k: Tensor, place: Tensor, budget: Budget) -> Tensor:
-    """[H, R, L] of one sequence without padding; place: the rows, [R]."""
+    """Returns the rows, [H, R, L], of one sequence without padding; place: which, [R]."""
     if q.shape[1] <= budget.keys:
         return torch.softmax(q[:, place] @ k.mT, -1)
     slots = make_slots(q, k, budget)
@@ -82,7 +83,6 @@ def _rows(q: Tensor, k: Tensor, place: Tensor, budget: Budget) -> Tensor:
         [near.shape[2], far.shape[2]], 2
     )
     within = rows_of(slots.weights.flatten(2), cluster).unflatten(2, slots.weights.shape[2:])
-    result = (
-        (far[..., None] * within).flatten(2).scatter(2, exact, near)
-    )  # in the order of the keys
+    by_cluster = (far[..., None] * within).flatten(2)  # in the order of the key clusters
+    result = by_cluster.scatter(2, exact, near)
     return result.gather(2, slots.keys.places[:, None].expand(*result.shape[:2], -1))

@@ -1,9 +1,9 @@
-"""Clustered attention a few heads at a time, in scratch memory that stays in cache.
+"""The fast backend of clustered attention: a few heads at a time, in memory that stays in cache.
 
 A sequence is cut to its real tokens first, so padding and batch neighbours cannot reach it. No
-table of more than a few heads exists at a time, and the backward computes them again: autograd and
-torch.compile see one opaque operation (and one for its backward), which saves the inputs, the
-order of the tokens by clusters and the choice of exact keys.
+table of more than a few heads exists at a time, and the backward computes them again. Autograd and
+torch.compile see one operation, and one for its backward; it keeps the inputs, the order of the
+tokens by clusters, and the choice of exact keys.
 """
 
 from __future__ import annotations

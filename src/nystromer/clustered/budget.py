@@ -1,4 +1,4 @@
-"""How much a query of clustered attention may look at, and at what."""
+"""How many clusters and exact keys clustered attention has, and which calls it refuses."""
 
 from __future__ import annotations
 
@@ -18,17 +18,26 @@ class Budget(NamedTuple):
 
     @property
     def keys(self) -> int:
-        """T + M, scored by every query: attention to so few tokens may as well be exact."""
+        """How many keys every query scores, T + M. To so few tokens attention is exact."""
         return self.exact_keys + self.key_clusters
 
 
 def check_budget(budget: Budget) -> None:
+    """
+    Raises:
+        TypeError: If a count is not an int.
+        ValueError: If a count is below 1.
+    """
     names = ("num_query_clusters", "num_key_clusters", "num_exact_keys")
     for name, count in zip(names, budget, strict=True):
         check_positive(name, count)
 
 
 def check_self_attention(query: Tensor, key: Tensor, is_causal: bool = False) -> None:
+    """
+    Raises:
+        ValueError: If queries and keys are not as many, or the call is causal.
+    """
     if query.shape[2] != key.shape[2]:
         raise ValueError(
             "`query` and `key` of clustered attention must be of the same tokens, got "

@@ -1,4 +1,4 @@
-"""Balanced clusters of the tokens of one sequence, by recursive bisection.
+"""Cuts the tokens of one sequence into clusters of equal size: into halves, and those again.
 
 Shapes: H heads, L tokens, D features; C clusters of at most S tokens.
 """
@@ -17,11 +17,11 @@ POWER_STEPS = 16
 
 @dataclass(frozen=True)
 class Clusters:
-    """Tokens in the order of their clusters.
+    """Which tokens are in which cluster.
 
-    order: int64 [H, C S]: cluster c holds order[:, c S : (c + 1) S], of which the last is no token
-    but L where the cluster is one short of S tokens.
-    sizes: Tokens of each cluster, S or S - 1: the same for all heads.
+    order: The tokens by cluster, int64 [H, C S]. Cluster c holds order[:, c S : (c + 1) S]; if it
+    has only S - 1 tokens, the last of these is L, which is no token.
+    sizes: How many tokens each cluster has, S or S - 1, the same for all heads.
     """
 
     order: Tensor
@@ -29,45 +29,46 @@ class Clusters:
 
     @property
     def count(self) -> int:
-        """C"""
+        """C, how many clusters there are."""
         return len(self.sizes)
 
     @property
     def size(self) -> int:
-        """S"""
+        """S, how many tokens the largest cluster has."""
         return max(self.sizes)
 
     @property
     def length(self) -> int:
-        """L"""
+        """L, how many tokens there are."""
         return sum(self.sizes)
 
     @property
     def places(self) -> Tensor:
-        """Where in the order a token stands, [H, L]."""
+        """At which place of the order each token stands, [H, L]."""
         ranks = torch.arange(self.order.shape[1], device=self.order.device)
         places = self.order.new_empty(len(self.order), self.length + 1)
         return places.scatter_(1, self.order, ranks.expand_as(self.order))[:, :-1]
 
     def of_heads(self, i: int, j: int) -> Clusters:
+        """Returns the clusters of the heads from i on, up to but without j."""
         return Clusters(self.order[i:j], self.sizes)
 
     def short(self) -> list[int]:
-        """The clusters one short of S tokens."""
+        """Returns which clusters have only S - 1 tokens."""
         return [c for c, size in enumerate(self.sizes) if size < self.size]
 
     def divisor(self, like: Tensor) -> Tensor:
-        """`sizes` as [C, 1], dtype and device of `like`."""
+        """Returns `sizes` as a tensor, [C, 1], with the dtype and on the device of `like`."""
         return torch.tensor(self.sizes, dtype=like.dtype, device=like.device)[:, None]
 
 
 def bisected(x: Tensor, count: int) -> Clusters:
-    """At most `count` clusters, a power of two, of as many tokens each or one fewer.
+    """Cuts tokens into at most `count` clusters, a power of two; sizes differ by at most one.
 
     All tokens are cut in two at the median of their projections on a direction, then each half is,
-    and so on. A direction is the leading one of its part of a sample, found by power steps on the
-    covariance of its tokens. Cost: one product of L x C x D, and
-    log2(C) selections among L numbers a head. Nothing is random.
+    and so on. The direction of a part is the leading one of those of its tokens that are in a
+    sample, found by power steps on their covariance. Cost: one product of L x C x D, and log2(C)
+    selections among L numbers a head. Nothing is random.
 
     Args:
         x: Tokens, [H, L, D], L at least 1; no gradient flows.
@@ -91,7 +92,7 @@ def bisected(x: Tensor, count: int) -> Clusters:
 
 
 def clusters_of(places: Tensor, count: int) -> Clusters:
-    """From `Clusters.places`, [H, L]."""
+    """Returns the clusters of which `places`, [H, L], and the count are known."""
     heads, length = places.shape
     sizes = cluster_sizes(length, count)
     order = places.new_full((heads, len(sizes) * max(sizes)), length)
@@ -101,7 +102,7 @@ def clusters_of(places: Tensor, count: int) -> Clusters:
 
 @functools.lru_cache
 def cluster_sizes(length: int, count: int) -> tuple[int, ...]:
-    """Tokens of each cluster: halves of halves of L, where a left one is never the smaller."""
+    """Returns how many tokens each cluster has; of two halves the first is never the smaller."""
     levels = min(length, count).bit_length() - 1
     sizes, slots = [length], -(-length >> levels) << levels
     for _ in range(levels):
@@ -112,7 +113,7 @@ def cluster_sizes(length: int, count: int) -> tuple[int, ...]:
 
 
 def _holes_last(clusters: Clusters) -> Clusters:
-    """Changes places within the clusters that are one short."""
+    """Moves the place without a token to the end of each cluster that has one."""
     order, length = clusters.order.unflatten(1, (clusters.count, -1)), clusters.length
     order = torch.where(order == length, order[..., -1:], order)
     order[:, clusters.short(), -1] = length
@@ -120,7 +121,7 @@ def _holes_last(clusters: Clusters) -> Clusters:
 
 
 def _directions(x: Tensor, levels: int) -> list[Tensor]:
-    """For every level the directions of its parts, [H, 2^level, D]."""
+    """Returns for every level the directions of its parts, [H, 2^level, D]."""
     heads, length, dim = x.shape
     sampled = min(length, max(SAMPLE, 1 << levels)) >> levels << levels
     sample = x[:, torch.arange(sampled, device=x.device) * length // sampled]
@@ -136,8 +137,10 @@ def _directions(x: Tensor, levels: int) -> list[Tensor]:
 
 
 def _leading(x: Tensor) -> Tensor:
-    """The leading right singular vector of each [..., S, D], nearly, of length one (or zero) and
-    with a sum that is not negative: [..., 1, D]."""
+    """Returns nearly the leading right singular vector of each [..., S, D], as [..., 1, D].
+
+    It has length one (or zero), and its sum is not negative.
+    """
     x = x / x.abs().amax((-2, -1), keepdim=True).clamp(min=1e-30)  # or its fourth power overflows
     square = x.mT @ x
     largest = square.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
@@ -148,10 +151,10 @@ def _leading(x: Tensor) -> Tensor:
 
 
 def _halves(x: Tensor) -> Tensor:
-    """Indices of the smaller half of x along its last dimension, then of the others.
+    """Returns the indices of the smaller half of x along its last dimension, then of the others.
 
     Within a half, and among equals at its border, they keep their order. A sort does the same in
-    twice the time. No x may be NaN: what is not compared would be lost.
+    twice the time. No x may be NaN, which is in neither half.
     """
     half = x.shape[-1] // 2
     border = x.kthvalue(half, keepdim=True).values

@@ -1,4 +1,4 @@
-"""Clustered attention as its equations are written, one sequence at a time.
+"""The backend of clustered attention to read: its equations as written, a sequence at a time.
 
 Shapes: H heads, L real tokens, D features; G query clusters of P tokens, M key clusters of C
 tokens, T exact keys. Queries q are already times the softmax scale.
@@ -20,10 +20,11 @@ from nystromer.precision import accumulation_dtype
 class Slots(NamedTuple):
     """What the queries of each query cluster look at: T keys, and a slot for every key cluster.
 
+    queries, keys: The clusters.
     exact: The T keys, as places in the order of `keys`, [H, G, T].
-    weights: Of all other keys within their slot, [H, G, M, C]; 0 for the T.
-    bias: Of the logit of a slot, beside q · k~: [H, G, M].
-    k_tilde: Mean keys, [H, M, D].
+    weights: What every other key weighs in its slot, [H, G, M, C]; 0 for the T.
+    bias: What is added to q · k~ in the logit of a slot, [H, G, M].
+    k_tilde: The mean key of every key cluster, [H, M, D].
     """
 
     queries: Clusters
@@ -49,7 +50,7 @@ def forward(
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, budget: Budget) -> Tensor:
-    """The output, [H, L, Dv], of one sequence without padding."""
+    """Returns the output, [H, L, Dv], of one sequence without padding."""
     if q.shape[1] <= budget.keys:
         return torch.softmax(q @ k.mT, -1) @ v
     slots = make_slots(q, k, budget)
@@ -84,26 +85,26 @@ def make_slots(q: Tensor, k: Tensor, budget: Budget) -> Slots:
 
 
 def means(x: Tensor, clusters: Clusters) -> Tensor:
-    """[H, L, D] -> [H, G, D]"""
+    """Returns the mean of each cluster's tokens: [H, L, D] -> [H, G, D]."""
     return split(sort(x, clusters), clusters).sum(2) / clusters.divisor(x)
 
 
 def sort(x: Tensor, clusters: Clusters) -> Tensor:
-    """Tokens in the order of their clusters, zero where there is none: [H, G P, D]."""
+    """Returns tokens in the order of their clusters, zero where there is none: [H, G P, D]."""
     return rows(F.pad(x, (0, 0, 0, 1)), clusters.order)
 
 
 def unsort(x: Tensor, clusters: Clusters) -> Tensor:
-    """Back from the order of the clusters, [H, L, D]."""
+    """Returns tokens back in their own order: [H, G P, D] -> [H, L, D]."""
     return rows(x, clusters.places)
 
 
 def split(x: Tensor, clusters: Clusters) -> Tensor:
-    """[H, G P, D] -> [H, G, P, D]"""
+    """Returns tokens by cluster: [H, G P, D] -> [H, G, P, D]."""
     return x.unflatten(1, (clusters.count, clusters.size))
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
-    """x[h, index[h]]: [H, L, D] and int64 [H, ...] -> [H, ..., D]."""
+    """Returns x[h, index[h]] for every head h: [H, L, D] and int64 [H, ...] -> [H, ..., D]."""
     flat = index.flatten(1)[..., None].expand(-1, -1, x.shape[-1])
     return x.gather(1, flat).unflatten(1, index.shape[1:])

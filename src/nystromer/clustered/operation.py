@@ -1,4 +1,4 @@
-"""The forward and the backward over a batch, as operations that autograd and torch.compile know."""
+"""The fast backend over a whole batch, as two operations that autograd and torch.compile know."""
 
 # No `from __future__ import annotations` here: torch reads the signatures of the operations.
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from nystromer.clustered.tables import gradients_of, make_tables, output_of
 from nystromer.precision import accumulation_dtype
 from nystromer.registration import empty_as, operation, refuse_second_derivative
 
-ROWS_A_THREAD = 2048  # tokens times heads at a time: tables of a megabyte stay in cache
+ROWS_A_THREAD = 2048  # tokens times heads at a time: their tables of a megabyte stay in cache
 
 
 @operation("clustered_forward")
@@ -28,7 +28,10 @@ def clustered_forward(
     exact_keys: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The output; then the places of queries and keys in the order of clusters; the exact keys."""
+    """Computes the output, and returns with it what the backward needs.
+
+    That is the places of queries and of keys in the order of their clusters, and the exact keys.
+    """
     budget = Budget(query_clusters, key_clusters, exact_keys)
     results = _results(query, value, *budget)
     work = _workspace(query)
@@ -52,7 +55,7 @@ def _forward(
     scale: float,
     work: Workspace,
 ) -> Tensor:
-    """The output of one sequence's tokens, [H, L, Dv]; fills in what was chosen."""
+    """Returns the output of the tokens of one sequence, [H, L, Dv], and fills in `chosen`."""
     clusters = _clusters(q.to(work.dtype), k.to(work.dtype), budget)
     output = work("sequence", *v.shape)
     for i, j in _heads(q):
@@ -85,7 +88,7 @@ def clustered_backward(
     exact_keys: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value."""
+    """Returns the gradients of query, key and value."""
     budget = Budget(query_clusters, key_clusters, exact_keys)
     grads = _gradients(query, key, value)
     work = _workspace(query)
@@ -111,6 +114,7 @@ def _backward(
     scale: float,
     work: Workspace,
 ) -> list[Tensor]:
+    """Returns the gradients of the tokens of one sequence, by what the forward has chosen."""
     query_places, key_places = (x[:, : q.shape[1]] for x in chosen[:2])
     queries = clusters_of(query_places, budget.query_clusters)
     keys = clusters_of(key_places, budget.key_clusters)
@@ -149,6 +153,7 @@ refuse_second_derivative("nystromer::clustered_backward", "blocked")
 def _results(
     query: Tensor, value: Tensor, query_clusters: int, key_clusters: int, exact_keys: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns empty results of the forward: the output, two times places, exact keys."""
     places, n = query.new_zeros(query.shape[:3], dtype=torch.int64), query.shape[2]
     exact = places.new_zeros(*query.shape[:2], min(query_clusters, n), min(exact_keys, n))
     return empty_as(query, value.shape[3]), places, torch.zeros_like(places), exact
@@ -160,6 +165,7 @@ def _gradients(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _clusters(q: Tensor, k: Tensor, budget: Budget) -> tuple[Clusters, Clusters]:
+    """Returns the clusters of queries and of keys."""
     if budget.query_clusters != budget.key_clusters:
         return bisected(q, budget.query_clusters), bisected(k, budget.key_clusters)
     both, heads = bisected(torch.cat([q, k]), budget.query_clusters), len(q)  # half the calls
@@ -171,7 +177,7 @@ def _workspace(query: Tensor) -> Workspace:
 
 
 def _heads(q: Tensor) -> Iterator[tuple[int, int]]:
-    """First and one past the last of the heads taken at a time."""
+    """Yields the heads that are taken at a time: the first, and the one after the last."""
     heads, length, _ = q.shape
     step = max(1, ROWS_A_THREAD * torch.get_num_threads() // length)
     for i in range(0, heads, step):
@@ -179,21 +185,21 @@ def _heads(q: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _read(x: Tensor, name: str, work: Workspace) -> Tensor:
-    """x in the dtype of the tables, contiguous."""
+    """Returns x in the dtype of the tables and contiguous, copied if it is not."""
     if x.is_contiguous() and x.dtype == work.dtype:
         return x
     return work(f"tokens {name}", *x.shape).copy_(x)
 
 
 def _write(x: Tensor, tokens: Tensor, sequence: Sequence) -> None:
-    """Tokens [H, L, D] to the real positions of x, [H, N, D]; zeros elsewhere."""
+    """Writes tokens, [H, L, D], to the real positions of x, [H, N, D], and zeros elsewhere."""
     if sequence.length < x.shape[1]:
         x.zero_()
     sequence.put(x, tokens)
 
 
 def _probabilities(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Exact attention, [H, L, L], for few tokens."""
+    """Returns the map of exact attention, [H, L, L], for few tokens."""
     dtype = accumulation_dtype(q.dtype)
     return torch.softmax(scale * q.to(dtype) @ k.to(dtype).mT, -1)
 
@@ -201,6 +207,7 @@ def _probabilities(q: Tensor, k: Tensor, scale: float) -> Tensor:
 def _exact_backward(
     q: Tensor, k: Tensor, v: Tensor, grad_output: Tensor, scale: float
 ) -> list[Tensor]:
+    """Returns the gradients of exact attention over few tokens."""
     q, k, v, grad_output = (x.to(accumulation_dtype(x.dtype)) for x in (q, k, v, grad_output))
     weights = _probabilities(q, k, scale)
     grad_weights = grad_output @ v.mT

@@ -1,4 +1,4 @@
-"""The tables of a few heads of one sequence, forward and backward.
+"""What the fast backend computes for a few heads of one sequence, forward and backward.
 
 Shapes: H heads, L tokens, D features; G query clusters of P tokens, M key clusters of C tokens, T
 exact keys; S = G P or M C places, of which the last of a cluster may be empty.
@@ -18,14 +18,15 @@ from nystromer.clustered.clusters import Clusters
 
 @dataclass(frozen=True)
 class Tables:
-    """What the output is made of.
+    """The tables that the output is made of.
 
     q, k, v: Tokens in the order of their clusters, zero at empty places: [H, S, D].
-    q_tilde: Mean queries times the scale, [H, G, D]. k_tilde: mean keys, [H, M, D].
-    exact: Places of the T keys in that order, [H, G, T].
-    weights: Of the other keys in their slot, as `eager.Slots` has them, but [H, M, G, C].
+    q_tilde: Mean queries times the scale, [H, G, D].
+    k_tilde: Mean keys, [H, M, D].
+    exact: The T keys, as places in the order of the key clusters, [H, G, T].
+    weights: What every other key weighs in its slot, as in `eager.Slots`, but [H, M, G, C].
     keys, values: What a query of each cluster scores and reads: M slots, T keys; [H G, M + T, D].
-    probabilities: Of those, [H G, P, M + T].
+    probabilities: The softmax of a query over those, [H G, P, M + T].
     """
 
     q: Tensor
@@ -49,7 +50,10 @@ def make_tables(
     scale: float,
     work: Workspace,
 ) -> Tables:
-    """From queries, keys and values [H, L, D] and the clusters; exact: as a forward has chosen."""
+    """Computes the tables from queries, keys and values, [H, L, D], and their clusters.
+
+    exact: The exact keys that the forward has chosen; None chooses them.
+    """
     heads, _, dim = tokens[0].shape
     groups, slots = queries.count, keys.count
     q = sort(tokens[0], queries, work, "q")
@@ -82,8 +86,11 @@ def far_scores(
     exact_keys: int,
     work: Workspace,
 ) -> tuple[Tensor, Tensor]:
-    """Nyström's third table q~ · k_i times log2(e), by slots [H, M, G, C], -inf at empty places and
-    at the exact keys; and those."""
+    """Computes Nyström's third table, q~ · k_i, times log2(e), and chooses the exact keys.
+
+    Returns the table by slots, [H, M, G, C], -inf at empty places and at the exact keys; and the
+    exact keys, [H, G, T].
+    """
     scores = work("scores", *q_tilde.shape[:2], k.shape[1])
     torch.bmm(q_tilde * log2(e), k.mT, out=scores)
     by_slot = scores.unflatten(2, (keys.count, keys.size))
@@ -95,8 +102,10 @@ def far_scores(
 
 
 def softmax(scores: Tensor, work: Workspace) -> tuple[Tensor, Tensor]:
-    """Of scores times log2(e), in which a row may be -inf throughout and is 0 then; and the log of
-    its sum, without the last dimension."""
+    """Returns the softmax of scores that are times log2(e), and the log of the sum of each row.
+
+    The log lacks the last dimension. A row that is -inf throughout gives zeros.
+    """
     limits = torch.finfo(scores.dtype)
     top = scores.amax(-1, keepdim=True).clamp_(min=limits.min)
     weights = torch.sub(scores, top, out=work("weights", *scores.shape)).exp2_()
@@ -105,7 +114,7 @@ def softmax(scores: Tensor, work: Workspace) -> tuple[Tensor, Tensor]:
 
 
 def join(far: Tensor, exact: Tensor, slots: int, work: Workspace, name: str) -> Tensor:
-    """[H, (G), M, D] and [H, G, T, D] -> [H G, M + T, D]."""
+    """Puts slots, [H, G or 1, M, D], before exact keys, [H, G, T, D]: [H G, M + T, D]."""
     heads, groups, count, dim = exact.shape
     out = work(name, heads, groups, slots + count, dim)
     out[:, :, :slots] = far
@@ -114,7 +123,7 @@ def join(far: Tensor, exact: Tensor, slots: int, work: Workspace, name: str) -> 
 
 
 def output_of(tables: Tables, queries: Clusters, output: Tensor, work: Workspace) -> None:
-    """Writes output, [H, L, Dv]."""
+    """Writes the output, [H, L, Dv], from the tables."""
     tokens = product(tables.probabilities, tables.values, work, "output")
     unsort(tokens.view(len(tables.q), queries.order.shape[1], -1), queries, output)
 
@@ -172,11 +181,12 @@ def gradients_of(
 
 
 def product(a: Tensor, b: Tensor, work: Workspace, name: str) -> Tensor:
+    """Returns a @ b in scratch memory of that name."""
     return torch.bmm(a, b, out=work(name, *a.shape[:2], b.shape[2]))
 
 
 def sort(x: Tensor, clusters: Clusters, work: Workspace, name: str) -> Tensor:
-    """Tokens [H, L, D] in the order of their clusters, zero where there is none: [H, S, D]."""
+    """Puts tokens, [H, L, D], in the order of their clusters, zero at empty places: [H, S, D]."""
     out = work(name, len(x), clusters.order.shape[1], x.shape[2])
     for x_h, order, out_h in zip(x, clusters.order.clamp(max=x.shape[1] - 1), out, strict=True):
         torch.index_select(x_h, 0, order, out=out_h)
@@ -185,13 +195,13 @@ def sort(x: Tensor, clusters: Clusters, work: Workspace, name: str) -> Tensor:
 
 
 def unsort(x: Tensor, clusters: Clusters, out: Tensor) -> None:
-    """Writes [H, S, D] back in the tokens' order: [H, L, D]."""
+    """Writes x, [H, S, D], to out in the order of the tokens, [H, L, D]."""
     for x_h, place, out_h in zip(x, clusters.places, out, strict=True):
         torch.index_select(x_h, 0, place, out=out_h)
 
 
 def rows(x: Tensor, index: Tensor, work: Workspace, name: str) -> Tensor:
-    """x[h, index[h]]: [H, S, D] and [H, G, T] -> [H, G, T, D]."""
+    """Returns x[h, index[h]] for every head h: [H, S, D] and [H, G, T] -> [H, G, T, D]."""
     out = work(name, *index.shape, x.shape[2])
     for x_h, index_h, out_h in zip(x, index, out, strict=True):
         torch.index_select(x_h, 0, index_h.flatten(), out=out_h.flatten(0, 1))
@@ -199,17 +209,17 @@ def rows(x: Tensor, index: Tensor, work: Workspace, name: str) -> Tensor:
 
 
 def add_rows(x: Tensor, index: Tensor, grad: Tensor) -> None:
-    """Adds grad [H, G, T, D] to the rows of x that `rows` has read."""
+    """Adds grad, [H, G, T, D], to the rows of x that `rows` has read."""
     for x_h, index_h, grad_h in zip(x, index, grad, strict=True):
         x_h.index_add_(0, index_h.flatten(), grad_h.flatten(0, 1))
 
 
 def means(x: Tensor, clusters: Clusters) -> Tensor:
-    """Of each cluster, [H, S, D] -> [H, G, D]."""
+    """Returns the mean of each cluster's tokens: [H, S, D] -> [H, G, D]."""
     return x.unflatten(1, (clusters.count, clusters.size)).sum(2).div_(clusters.divisor(x))
 
 
 def spread(x: Tensor, grad_means: Tensor, clusters: Clusters) -> None:
-    """Adds to the tokens x, [H, S, D], their share of the gradient of `means`."""
+    """Adds to x, the gradient of tokens, [H, S, D], their share of that of their `means`."""
     share = grad_means / clusters.divisor(x)
     x.unflatten(1, (clusters.count, clusters.size)).add_(share[:, :, None])

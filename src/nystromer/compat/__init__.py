@@ -1,1 +1,1 @@
-"""Drop-ins for packages that people use today."""
+"""Stands in for packages that people use today: same calls, same weights, our computation."""

@@ -30,7 +30,7 @@ MODES = ("legacy", "fixed")
 
 
 def moore_penrose_iter_pinv(x: Tensor, iters: int = 6) -> Tensor:
-    """`iterative_pinv` with one start value over the whole batch. x: [..., M, M]."""
+    """Inverts matrices, [..., M, M], as `iterative_pinv` with one start value for all of them."""
     return iterative_pinv(x.reshape(1, -1, *x.shape[-2:]), iters, init="batch").reshape(x.shape)
 
 
@@ -46,7 +46,7 @@ class NystromAttention(nn.Module):
         residual: Whether to add the depthwise convolution over values.
         residual_conv_kernel: Its kernel size, odd.
         eps: Added to the token count of a landmark (legacy, with a mask).
-        dropout: On the output.
+        dropout: Share of the output's features that are dropped in training.
         mode: "legacy": the old package's numbers. "fixed": no padding, nothing between sequences.
         backend: As `nystrom_attention`; "eager" for second derivatives and per-sample gradients.
 
@@ -92,11 +92,16 @@ class NystromAttention(nn.Module):
         return_attn: bool = False,
         return_attn_matrices: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """x: [B, N, dim]; mask: real tokens, bool [B, N] or [1, N]. Returns [B, N, dim].
+        """Computes the attention of tokens x, [B, N, dim], and returns as many.
 
-        return_attn adds the attention map, [B, H, P, P]; return_attn_matrices adds its three
-        factors, [B, H, P, M], [B, H, M, M] and [B, H, M, P]. P is N, in legacy mode rounded up to a
-        multiple of M by padding on the left. Both warn: `attention_rows` gives any rows in O(R N).
+        Args:
+            x: Tokens, [B, N, dim].
+            mask: Real tokens, bool [B, N] or [1, N].
+            return_attn: Also return the attention map, [B, H, P, P]. P is N, in legacy mode rounded
+                up to a multiple of M by padding on the left. It warns: `attention_rows` gives any
+                rows in O(R N).
+            return_attn_matrices: Also return the three factors of the map, [B, H, P, M],
+                [B, H, M, M] and [B, H, M, P]. It warns, too.
         """
         q, k, v, padded_mask = self._heads(x, mask)
         if return_attn or return_attn_matrices:
@@ -134,10 +139,11 @@ class NystromAttention(nn.Module):
     def attention_rows(
         self, x: Tensor, rows: Tensor | Sequence[int], mask: Tensor | None = None
     ) -> Tensor:
-        """Rows of every head's attention map in O(R N), [B, H, R, N]; rows=[0]: a class token's.
+        """Returns rows of every head's attention map, [B, H, R, N], in O(R N).
 
-        Rows and columns count the tokens of x. In legacy mode the padding on the left takes its
-        share of every row, and its columns are left out.
+        With rows=[0] it is the row of a class token. Rows and columns count the tokens of x. In
+        legacy mode the padding on the left takes its share of every row, and its columns are left
+        out.
         """
         n = x.shape[1]
         q, k, _, padded_mask = self._heads(x, mask)
@@ -152,7 +158,7 @@ class NystromAttention(nn.Module):
     def _heads(
         self, x: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Q, K, V, each [B, H, P, D], and the mask, [B, P]."""
+        """Returns Q, K and V, each [B, H, P, D], and the mask, [B, P]."""
         if isinstance(mask, Tensor) and mask.shape == (1, x.shape[1]):
             mask = mask.expand(x.shape[0], -1)
         check_mask("mask", mask, (x.shape[0], x.shape[1]), x.device)
@@ -168,7 +174,7 @@ class NystromAttention(nn.Module):
         return q, k, v, mask
 
     def _needs_old_rules(self, q: Tensor, mask: Tensor | None) -> bool:
-        """Where legacy numbers differ from `nystrom_attention` on the padded sequence."""
+        """Returns whether legacy numbers are not those of `nystrom_attention` after padding."""
         return self.mode == "legacy" and (mask is not None or q.shape[2] <= self.num_landmarks)
 
     def _settings(self) -> dict[str, Any]:
@@ -186,6 +192,7 @@ class NystromAttention(nn.Module):
         return self.res_conv.weight[:, 0, :, 0] if self.residual else None
 
     def _factors(self, q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the three factors of the attention map, by the rules of the mode."""
         dtype = accumulation_dtype(q.dtype)
         q, k = q.to(dtype), k.to(dtype)
         with without_autocast(q):
@@ -198,8 +205,11 @@ class NystromAttention(nn.Module):
     def _legacy_factors(
         self, q: Tensor, k: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The old rules: equal segments of the padded sequence, means over their real tokens, a row
-        or column without real tokens uniform or hidden."""
+        """Returns the factors by the old rules.
+
+        Segments of the padded sequence are equal, and a landmark is the mean of its real tokens. A
+        row without real tokens is uniform, and a column without them is hidden.
+        """
         shape = (self.num_landmarks, -1)
         q_sum, k_sum = (t.unflatten(2, shape).sum(3) for t in (self.scale * q, k))
         if mask is None:
@@ -217,6 +227,8 @@ class NystromAttention(nn.Module):
 
 
 class PreNorm(nn.Module):
+    """A layer that reads its input after a layer norm."""
+
     def __init__(self, dim: int, fn: nn.Module) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
@@ -227,6 +239,8 @@ class PreNorm(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them, over each token."""
+
     def __init__(self, dim: int, mult: int = 4, dropout: float = 0.0) -> None:
         super().__init__()
         self.net = nn.Sequential(
@@ -238,7 +252,7 @@ class FeedForward(nn.Module):
 
 
 class Nystromformer(nn.Module):
-    """`depth` pre-norm blocks: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """A stack of `depth` blocks: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
     def __init__(
         self,
@@ -277,7 +291,7 @@ class Nystromformer(nn.Module):
         self.layers = nn.ModuleList(block() for _ in range(depth))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x: [B, N, dim]; mask: real tokens, bool [B, N]. Returns [B, N, dim]."""
+        """Runs all blocks on tokens x, [B, N, dim]; mask, bool [B, N], is True at real tokens."""
         for block in self.layers:
             attention, feed_forward = block.children()
             x = attention(x, mask=mask) + x
@@ -289,7 +303,10 @@ Nystromer = Nystromformer
 
 
 def _legacy_softmax(logits: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """Softmax where rows [B, 1, R] and columns [B, 1, C] are both real; uniform rows elsewhere."""
+    """Returns the softmax over real columns in real rows, and uniform rows elsewhere.
+
+    rows: Which rows are real, [B, 1, R]. columns: Which columns are, [B, 1, C].
+    """
     if rows is not None and columns is not None:
         hidden = ~(rows[..., :, None] & columns[..., None, :])
         logits = logits.masked_fill(hidden, -torch.finfo(logits.dtype).max)
@@ -297,6 +314,7 @@ def _legacy_softmax(logits: Tensor, rows: Tensor | None, columns: Tensor | None)
 
 
 def _warn_of_cost(q: Tensor, num_landmarks: int | None) -> None:
+    """Warns how many bytes of attention are kept: the map, or with num_landmarks its factors."""
     batch, heads, n, _ = q.shape
     name, columns = (
         ("return_attn", n) if num_landmarks is None else ("return_attn_matrices", 2 * num_landmarks)

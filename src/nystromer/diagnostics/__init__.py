@@ -1,7 +1,7 @@
-"""How good Nyström attention is on given tokens, and why, as numbers.
+"""Measures how good Nyström attention is on your tokens, and why.
 
-One sequence at a time, [1, H, N, D], in float64. Shapes: H heads, N real tokens (a mask removes the
-others), M landmarks, D and Dv features of keys and values.
+Everything takes one sequence at a time, [1, H, N, D], and computes in float64. Shapes: H heads, N
+real tokens (a mask removes the others), M landmarks, D and Dv features of keys and values.
 """
 
 from nystromer.diagnostics.attention_maps import Maps as Maps

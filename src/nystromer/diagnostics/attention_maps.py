@@ -1,4 +1,4 @@
-"""Whole attention maps of short sequences: one head beside its factors, and singular values."""
+"""Computes whole attention maps of short sequences, their factors and their singular values."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nystromer.checks import (
-    check_pinv,
-    check_positive,
-    check_query_key,
-    softmax_scale,
-)
+from nystromer.checks import check_pinv, check_positive, check_query_key, softmax_scale
 from nystromer.diagnostics.tokens import check_map_size, factors_of, real_tokens, relative_error
 from nystromer.pinv import Pinv
 
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """The attention map of one head and what Nyström makes of it, float64.
+    """The attention map of one head, and the three tables that approximate it, in float64.
 
     Args:
         exact: softmax(s Q Kᵀ), [Nq, Nk].
@@ -33,25 +28,27 @@ class Maps:
 
     @property
     def approximation(self) -> Tensor:
-        """kernel_1 · kernel_2⁺ · kernel_3, [Nq, Nk]."""
+        """The approximate map, kernel_1 · kernel_2⁺ · kernel_3, [Nq, Nk]."""
         return self.kernel_1 @ self.inverse @ self.kernel_3
 
     @property
     def error(self) -> float:
+        """The error of the approximate map relative to the exact one, in the Frobenius norm."""
         return relative_error(self.approximation, self.exact)
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Singular values of the exact attention map of every head, [H, N], largest first.
+    """The singular values of the exact attention map of every head, [H, N], largest first.
 
-    No map of M landmarks can be closer to it than the sum of squares beyond the first M.
+    A map made of M landmarks has rank M: its squared error is never below the sum of the squares of
+    the singular values after the first M.
     """
 
     singular_values: Tensor
 
     def best_error(self, rank: int) -> float:
-        """Relative error of the best maps of that rank: sqrt(Σ_{i > rank} σ_i² / Σ σ_i²)."""
+        """Returns the least relative error of maps of a rank: sqrt(Σ_{i > rank} σ_i² / Σ σ_i²)."""
         squares = self.singular_values**2
         return float((squares[:, rank:].sum() / squares.sum()).sqrt())
 
@@ -67,7 +64,9 @@ def maps(
     pinv_iterations: int = 6,
     pinv_init: str = "matrix",
 ) -> Maps:
-    """The attention map of one head beside its factors, for pictures. Arguments as `diagnose`.
+    """Computes the attention map of one head and its factors, for pictures.
+
+    The arguments are those of `diagnose`.
 
     Raises:
         ValueError: If there are more than 4,096 real tokens or no such head, or as `diagnose`.
@@ -88,7 +87,9 @@ def maps(
 def spectrum(
     query: Tensor, key: Tensor, *, mask: Tensor | None = None, scale: float | None = None
 ) -> Spectrum:
-    """Singular values of softmax(s Q Kᵀ). Time O(H N³): seconds at 1,024 tokens.
+    """Computes the singular values of softmax(s Q Kᵀ).
+
+    It takes O(H N³): seconds at 1,024 tokens. The arguments are those of `diagnose`.
 
     Raises:
         ValueError: If the sequence has more than 4,096 real tokens, or as `diagnose`.

@@ -1,4 +1,4 @@
-"""`diagnose`: the error and the cost of Nyström attention beside exact attention."""
+"""Compares Nyström attention with exact attention on given tokens: its error and its cost."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ from nystromer.pinv import Pinv
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What M landmarks cost and give.
+    """The error and the cost of attention with M landmarks.
 
     Args:
-        output_error: ‖Nyström - exact‖_F / ‖exact‖_F of the output, over all heads.
-        map_error: The same of the attention map; None for more than 4,096 tokens.
-        inverse: None where N <= M and attention is exact.
+        num_landmarks: M.
+        output_error: ‖Nyström - exact‖_F / ‖exact‖_F for the output, over all heads.
+        map_error: The same for the attention map; None for more than 4,096 tokens.
+        inverse: How good the inverse is; None where N <= M, since attention is exact then.
+        cost: What it costs, beside exact attention.
     """
 
     num_landmarks: int
@@ -50,7 +52,9 @@ def diagnose(
     pinv_iterations: int = 6,
     pinv_init: str = "matrix",
 ) -> list[Diagnosis]:
-    """Compares `nystrom_attention` to exact attention for every M. Computes exact attention: O(N²).
+    """Compares `nystrom_attention` with exact attention for every M in a list.
+
+    It computes exact attention, in O(N²).
 
     Args:
         query, key, value: One sequence, [1, H, N, D].
@@ -101,7 +105,7 @@ def diagnose(
 
 
 def _map_error(q: Tensor, k: Tensor, factors: tuple[Tensor, Tensor, Tensor], scale: float) -> float:
-    """A head at a time, since each map is N x N."""
+    """Returns the relative error of the attention map; a head at a time, since a map is N x N."""
     off = total = 0.0
     for query, key, kernel_1, inverse, kernel_3 in zip(
         q[0], k[0], *(x[0] for x in factors), strict=True

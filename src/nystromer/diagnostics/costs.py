@@ -1,4 +1,4 @@
-"""What attention costs, counted: multiplications, and bytes of the tables."""
+"""Counts what attention costs: its multiplications, and the bytes of its tables."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiplications, and bytes of the softmax tables, of Nyström and of exact attention.
+    """The multiplications, and the bytes of the softmax tables, of Nyström and exact attention.
 
-    Exact: Nq Nk (D + Dv) multiplications and Nq Nk numbers a head. Nyström with n steps:
-    (Nq + Nk) M (D + Dv) + M² (D + Dv) + 4 n M³, and (Nq + Nk) M + M² numbers.
+    For each head, exact attention takes Nq Nk (D + Dv) multiplications, and its table has Nq Nk
+    numbers. Nyström attention with n steps of the inverse takes (Nq + Nk) M (D + Dv) +
+    M² (D + Dv) + 4 n M³ multiplications, and its tables have (Nq + Nk) M + M² numbers.
     """
 
     multiplications: int
@@ -30,7 +31,11 @@ def cost(
     pinv_iterations: int = 6,
     itemsize: int = 4,
 ) -> Cost:
-    """See `Cost` for the formulas. itemsize: bytes of a number."""
+    """Counts the cost of attention of that size by the formulas of `Cost`.
+
+    Args:
+        itemsize: Bytes of a number.
+    """
     m, dims = num_landmarks, head_dim + (head_dim if value_dim is None else value_dim)
     both = queries + keys
     return Cost(

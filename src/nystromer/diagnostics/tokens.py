@@ -1,20 +1,22 @@
-"""The real tokens of one sequence, in float64, and checks that are shared here."""
+"""What all diagnostics begin with: the real tokens of one sequence in float64, and checks."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from nystromer.backends import eager
-from nystromer.checks import (
-    check_mask,
-)
+from nystromer.checks import check_mask
 from nystromer.pinv import Pinv
 
 MAP_LIMIT = 4096  # tokens up to which an N x N map is computed
 
 
 def real_tokens(mask: Tensor | None, *tokens: Tensor) -> list[Tensor]:
-    """Query, key[, value] of one sequence without its padding, in float64."""
+    """Returns query, key and maybe value of one sequence without its padding, in float64.
+
+    Raises:
+        ValueError: If there is not exactly one sequence, or no real token in it.
+    """
     query, key = tokens[:2]
     if query.shape[0] != 1:
         raise ValueError(
@@ -31,6 +33,10 @@ def real_tokens(mask: Tensor | None, *tokens: Tensor) -> list[Tensor]:
 
 
 def check_map_size(q: Tensor, k: Tensor) -> None:
+    """
+    Raises:
+        ValueError: If the sequence is too long for a whole attention map.
+    """
     n = max(q.shape[2], k.shape[2])
     if n > MAP_LIMIT:
         raise ValueError(
@@ -40,18 +46,12 @@ def check_map_size(q: Tensor, k: Tensor) -> None:
 
 
 def relative_error(x: Tensor, wanted: Tensor) -> float:
+    """Returns ‖x - wanted‖_F / ‖wanted‖_F."""
     return float((x - wanted).norm() / wanted.norm())
 
 
 def factors_of(
     q: Tensor, k: Tensor, m: int, scale: float, pinv: Pinv
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return eager.factors(
-        q,
-        k,
-        num_landmarks=m,
-        mask=None,
-        query_mask=None,
-        scale=scale,
-        pinv=pinv,
-    )
+    """Returns kernel_1, the inverse and kernel_3: [1, H, Nq, M], [1, H, M, M], [1, H, M, Nk]."""
+    return eager.factors(q, k, num_landmarks=m, mask=None, query_mask=None, scale=scale, pinv=pinv)

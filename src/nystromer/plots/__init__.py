@@ -1,4 +1,4 @@
-"""Figures of what `diagnostics` and `bench` measure; save one with `.savefig(path)`."""
+"""Draws what `diagnostics` and `bench` measure; save a figure with `.savefig(path)`."""
 
 try:
     import matplotlib as _matplotlib  # noqa: F401

@@ -1,4 +1,4 @@
-"""Figures of errors: against the number of landmarks, of the inverse, and the spectrum of a map."""
+"""Draws errors by the number of landmarks, the steps of the inverse, and singular values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from nystromer.plots.style import (
 
 
 def error_figure(diagnoses: Sequence[Diagnosis], spectrum: Spectrum | None = None) -> Figure:
-    """Relative error against the number of landmarks; with the spectrum, the least possible one."""
+    """Draws the relative error against the number of landmarks.
+
+    With the spectrum of the attention map, also the least error that is possible.
+    """
     figure, axes = single_plot()
     ms = [d.num_landmarks for d in diagnoses]
     lines = [("output", BLUE, "o-", [d.output_error for d in diagnoses])]
@@ -44,7 +47,7 @@ def error_figure(diagnoses: Sequence[Diagnosis], spectrum: Spectrum | None = Non
 
 
 def residual_figure(diagnoses: Sequence[Diagnosis], pinv_iterations: int = 6) -> Figure:
-    """How far the inverse is from a true one after every step, for every number of landmarks."""
+    """Draws how far the inverse is from a true one after every step, a line for each M."""
     figure, axes = single_plot()
     followed = [(d.num_landmarks, d.inverse) for d in diagnoses if d.inverse is not None]
     followed.sort(key=lambda x: -x[0])
@@ -66,7 +69,10 @@ def residual_figure(diagnoses: Sequence[Diagnosis], pinv_iterations: int = 6) ->
 
 
 def spectrum_figure(spectrum: Spectrum, num_landmarks: int | None = None) -> Figure:
-    """Singular values of the attention map of every head: how few directions it has."""
+    """Draws the singular values of the attention map of every head: how few directions it has.
+
+    With num_landmarks, a line says what any map of that rank misses.
+    """
     figure, axes = single_plot()
     values = as_array(spectrum.singular_values)
     index = np.arange(1, values.shape[1] + 1)

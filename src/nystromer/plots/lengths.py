@@ -1,4 +1,4 @@
-"""Figures of what grows with the sequence: time, memory, error."""
+"""Draws what grows with the length of the sequence: time and memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METHODS = {  # its name in a figure, its colour
 
 
 class Panel(NamedTuple):
-    """Lines over N: {name: (colour, [(N, y), ...])}."""
+    """One plot over the length N; its lines are {name: (colour, [(N, y), ...])}."""
 
     title: str
     unit: str
@@ -37,6 +37,8 @@ class Panel(NamedTuple):
 
 
 class MeasuredCase(Protocol):
+    """What a figure reads of a `nystromer.bench.Case`."""
+
     @property
     def method(self) -> str: ...
     @property
@@ -48,7 +50,7 @@ class MeasuredCase(Protocol):
 
 
 class MeasuredRow(Protocol):
-    """A `nystromer.bench.Row`."""
+    """What a figure reads of a `nystromer.bench.Row`."""
 
     @property
     def case(self) -> MeasuredCase: ...
@@ -61,11 +63,15 @@ class MeasuredRow(Protocol):
 
 
 def scaling_figure(rows: Sequence[MeasuredRow]) -> Figure:
-    """Time and peak memory against N, a line a method; rows without a number are left out."""
+    """Draws time and peak memory against N, a line for each method.
+
+    Rows without a number are left out.
+    """
     return lengths_figure(scaling_panels(rows))
 
 
 def scaling_panels(rows: Sequence[MeasuredRow]) -> list[Panel]:
+    """Returns the plot of time and that of memory."""
     work = "forward and backward" if any(row.case.backward for row in rows) else "forward"
     time = Panel(f"Time, {work}", "seconds", {})
     memory = Panel(f"Memory on top of the inputs, {work}", "MiB", {})
@@ -78,7 +84,7 @@ def scaling_panels(rows: Sequence[MeasuredRow]) -> list[Panel]:
 
 
 def lengths_figure(panels: Sequence[Panel], share_y: bool = False) -> Figure:
-    """What grows with N, a panel a quantity, on logarithmic axes; lines are named at their end."""
+    """Draws panels side by side on logarithmic axes, each line with its name at its end."""
     figure = Figure(figsize=(12.5, 4.8), dpi=150, layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), sharey=share_y), panels, strict=True):
         for colour, points in panel.lines.values():

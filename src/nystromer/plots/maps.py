@@ -1,4 +1,4 @@
-"""Figures of one head's attention map and of the three factors of its approximation."""
+"""Draws the attention map of one head, and the three tables that approximate it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nystromer.plots.style import as_array, colour_bar, label, weights_norm
 
 
 def maps_figure(maps: Maps) -> Figure:
-    """The exact attention map, its approximation in the same colours, and their difference."""
+    """Draws the exact attention map, its approximation in the same colours, and the difference."""
     figure = Figure(figsize=(12.5, 5.8), dpi=150, layout="constrained")
     panels = exact_axes, near_axes, off_axes = figure.subplots(1, 3, sharey=True)
     n = maps.exact.shape[1]
@@ -33,7 +33,7 @@ def maps_figure(maps: Maps) -> Figure:
 
 
 def factors_figure(maps: Maps) -> Figure:
-    """The three tables whose product is the approximate map: tall, small, wide."""
+    """Draws the three tables whose product is the approximate map: a tall, a small, a wide one."""
     figure = Figure(figsize=(12.5, 5.2), dpi=150, layout="constrained")
     axes_1, axes_2, axes_3 = figure.subplots(1, 3, width_ratios=(1, 1.7, 3))
     (n_q, m), n_k = maps.kernel_1.shape, maps.kernel_3.shape[1]

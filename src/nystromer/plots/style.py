@@ -1,4 +1,4 @@
-"""Colours, axes, labels and colour bars that all figures share."""
+"""The colours, axes, labels and colour bars that all figures share."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLACK, ORANGE, BLUE, GREEN, RED = "#000000", "#e69f00", "#0072b2", "#009e73", "#d55e00"
-
-
 GREY = "#6f6f6f"
 
 
 def grid(axes: Axes) -> None:
+    """Draws faint lines behind the plot and takes away the frame above and at the right."""
     axes.grid(which="major", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Writes the title and the names of both axes."""
     axes.set_title(title, loc="left", size=13)
     axes.set_xlabel(x_label, size=11)
     axes.set_ylabel(y_label, size=11)
@@ -34,6 +34,7 @@ def label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 def colour_bar(
     figure: FigureBase, image: AxesImage, axes: Axes | list[Axes], label: str, aspect: float
 ) -> None:
+    """Draws the colours of an image and their values below its axes."""
     bar = figure.colorbar(image, ax=axes, location="bottom", extend="both", aspect=aspect)
     bar.set_label(label, size=11)
     bar.outline.set_visible(False)
@@ -42,6 +43,7 @@ def colour_bar(
 
 
 def single_plot() -> tuple[Figure, Axes]:
+    """Returns a new figure with one plot in it."""
     figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
     axes = figure.subplots()
     grid(axes)
@@ -49,14 +51,15 @@ def single_plot() -> tuple[Figure, Axes]:
 
 
 def name_lines(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names lines, (x, y, name, colour), at their right end.
+    """Writes the names of lines at their right ends, given as (x, y, name, colour).
 
-    Where others go on: above the end of the highest line, under that of any other.
+    Names at the right edge of the plot stand beside the ends. Where a line ends earlier, its name
+    stands above the end if no other line is above it there, else below.
     """
     low, high = np.log(axes.get_ylim())
     height = 0.8 * figure.get_figheight() * 72  # of the axes, about, in points
     last = max((x for x, *_ in ends), default=0)
-    free = -np.inf  # names at the right edge stand 14 points apart, from below
+    free = -np.inf  # the lowest free place: names at the right edge stand 14 points apart
     for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
         here = (np.log(y) - low) / (high - low) * height
         highest = max(np.interp(x, *np.array(line.get_data(), float)) for line in axes.lines)
@@ -78,7 +81,7 @@ def name_lines(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, st
 
 
 def plain_ticks(axes: Axes, ticks: Sequence[int]) -> None:
-    """Lengths as people write them, 65,536, and at most six of them."""
+    """Labels the x axis with at most six of the numbers, as people write them: 65,536."""
     axes.xaxis.set_major_locator(FixedLocator(ticks[:: -len(ticks) // 6 or 1]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
@@ -86,6 +89,7 @@ def plain_ticks(axes: Axes, ticks: Sequence[int]) -> None:
 
 
 def weights_norm(weights: np.ndarray) -> LogNorm:
+    """Returns a logarithmic scale of colours down to a thousandth of the largest weights."""
     top = np.quantile(weights, 0.999)
     return LogNorm(top / 1000, top)
 

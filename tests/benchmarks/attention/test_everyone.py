@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import oracle
-from benchmarks.attention import everyone
-from benchmarks.attention.everyone import DIRECTIONS, OTHERS, SAME, Case
+from benchmarks import common
+from benchmarks.attention import everyone, others
+from benchmarks.attention.others import OTHERS, SAME, Case
 from nystromer.bench import worker
 
 CASE = Case("plain PyTorch", 128, 16, "float32", "forward")
@@ -21,7 +22,7 @@ def layer_of(name):
     if name == "linformer":
         layer = pytest.importorskip("linformer").LinformerSelfAttention(512, 128, k=16)
         return layer, ("to_q", "to_k", "to_v")
-    layer = everyone.other(replace(CASE, against=name), torch.randn(8, 33)).layer
+    layer = others.other(replace(CASE, against=name), torch.randn(8, 33)).layer
     layer.query, layer.key, layer.value = (nn.Linear(512, 512) for _ in range(3))
     return layer, ("query", "key", "value")
 
@@ -35,7 +36,7 @@ def test_unprojected_is_the_layer_between_its_projections(name):
         given = [getattr(layer, projection)(x) for projection in names]
         qkv = given[0].chunk(3, -1) if len(given) == 1 else given
         back = getattr(layer, "to_out", nn.Identity())
-        between = back(everyone.Unprojected(layer, *names)(*qkv))
+        between = back(others.Unprojected(layer, *names)(*qkv))
     torch.testing.assert_close(between, whole[0] if isinstance(whole, tuple) else whole)
 
 
@@ -53,7 +54,7 @@ def test_the_same_function_is_the_oracles(name):
         expected[0].detach().unflatten(2, (8, 64)).transpose(1, 2), wanted, rtol=1e-10, atol=1e-10
     )
     results = [
-        worker.results(make(case, taps), tokens, None) for make in (everyone.other, everyone.ours)
+        worker.results(make(case, taps), tokens, None) for make in (others.other, others.ours)
     ]
     found = everyone.check(case, results, expected)
     assert found["note"] == ""
@@ -85,14 +86,14 @@ def test_measure_keeps_a_row_for_what_fails_or_disagrees(monkeypatch):
     def fail(*_):
         raise RuntimeError("no such thing\nsecond line")
 
-    monkeypatch.setattr("common.fresh_process", fail)
+    monkeypatch.setattr(common, "fresh_process", fail)
     row = everyone.measure(CASE)
     assert row["note"] == "fails: RuntimeError: no such thing"
     assert row["ratio"] is row["other_mib"] is None
     assert torch.__version__.startswith(row["version"])  # it also names the build
 
     off = {"other_off": 0.1, "ours_off": 1e-7, "note": "other disagrees: 1.0e-01"}
-    monkeypatch.setattr("common.fresh_process", lambda function, *_: off)
+    monkeypatch.setattr(common, "fresh_process", lambda function, *_: off)
     row = everyone.measure(CASE)
     assert row["other_off"] == 0.1
     assert row["ratio"] is row["other_mib"] is row["ours_mib"] is None
@@ -106,10 +107,10 @@ def test_cases_are_everyone_at_every_size():
         shared = {(1024, 64), (4096, 64), (16_384, 64), (1024, 256), (4096, 256), (16_384, 256)}
         assert sizes == (shared if name == "exact" else shared | {(65_536, 64)})
     assert {(c.dtype, c.direction) for c in cases} == {
-        (dtype, direction) for dtype in ("float32", "bfloat16") for direction in DIRECTIONS
+        (dtype, direction) for dtype in ("float32", "bfloat16") for direction in common.DIRECTIONS
     }
 
 
 def test_other_refuses_an_unknown_name():
     with pytest.raises(ValueError, match=r"`against` must be one of plain PyTorch.*, got 'flash'"):
-        everyone.other(replace(CASE, against="flash"), torch.randn(8, 33))
+        others.other(replace(CASE, against="flash"), torch.randn(8, 33))

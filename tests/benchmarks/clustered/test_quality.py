@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.clustered import quality as quality
-from benchmarks.clustered.quality import BUDGETS, Case, MadeUp
+from benchmarks.clustered import quality, swapped
+from benchmarks.clustered.methods import BUDGETS, methods
+from benchmarks.clustered.quality import Case, MadeUp
 
 
 def exact(q, k, v, mask, scale):
@@ -21,11 +22,11 @@ def test_grown_doubles_when_tokens_are_four_times_as_many():
     assert [sum(quality.grown(n)) for n in lengths] == [256, 256, 256, 512, 512, 1024]
 
 
-@pytest.mark.parametrize("name", list(quality.methods(64)))
+@pytest.mark.parametrize("name", list(methods(64)))
 def test_methods_ignore_padding(name):
     g = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 150, 8, generator=g)
-    attention = quality.methods(64)[name]
+    attention = methods(64)[name]
     wanted = attention(q, k, v, None, 0.3)
     padded = (F.pad(x, (0, 0, 0, 20), value=9.0) for x in (q, k, v))
     mask = torch.arange(170)[None] < 150
@@ -39,15 +40,15 @@ def test_fidelity_of_exact_attention_is_one_and_of_others_less():
     same = quality.fidelity(case, exact, 2)
     assert same["worst"] == pytest.approx(1, abs=1e-5)
     assert same["token_error"] < 1e-5
-    other = quality.fidelity(case, quality.methods(64)["ours"], 2)
+    other = quality.fidelity(case, methods(64)["ours"], 2)
     assert 0.9 < other["worst"] <= other["cosine"] < 0.999
     assert 0.1 < other["token_error"] < 0.6
     assert 0.1 < other["two_passages"] < 0.9
 
 
 def test_encoder_of_more_positions_keeps_the_model():
-    short, _ = quality.encoder()
-    long, _ = quality.encoder(1024, "stretched")
+    short, _ = swapped.encoder()
+    long, _ = swapped.encoder(1024, "stretched")
     table = long.embeddings.position_embeddings.weight
     assert torch.equal(table[-1], short.embeddings.position_embeddings.weight[-1])
     assert len(short.embeddings.position_embeddings.weight) == 512

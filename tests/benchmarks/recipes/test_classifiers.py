@@ -3,7 +3,9 @@ import sys
 
 import pytest
 
+from benchmarks import common
 from benchmarks.recipes import classifiers as recipes
+from benchmarks.recipes import tables
 from nystromer.cli import main
 
 
@@ -27,24 +29,35 @@ def run_folder(folder, accuracy):
     (folder / "run.json").write_text(json.dumps(record))
 
 
-def test_gather_reads_finished_runs_and_keeps_other_rows(tmp_path):
+def gather(folder, monkeypatch):
+    words = ["", "gather", str(folder), "--output", str(folder / "rows.csv")]
+    monkeypatch.setattr(sys, "argv", words)
+    recipes.main()
+    return common.read(folder / "rows.csv")
+
+
+def test_gather_reads_finished_runs_and_keeps_other_rows(tmp_path, monkeypatch):
     run_folder(tmp_path / "gene-families-nystrom-0", 0.75)
     (tmp_path / "promoters-exact-1").mkdir()  # not finished
-    old = {"experiment": "SST-2", "attention": "exact", "seed": "0"}
-    first, row = recipes.gather(tmp_path, [old])
-    assert first == old
+    run_folder(tmp_path / "SST-2-exact-0", 0.5)
+    old = recipes.row_of(tmp_path / "SST-2-exact-0") | {"seed": "1"}
+    common.write([old | {"accuracy": "0.1"}, old | {"seed": "0"}], tmp_path / "rows.csv")
+    first, again, row = gather(tmp_path, monkeypatch)
+    assert (first["seed"], first["accuracy"]) == ("1", "0.1")
+    assert (again["seed"], again["accuracy"]) == ("0", "0.5")
     assert (row["experiment"], row["attention"], row["seed"]) == ("gene families", "nystrom", "0")
     assert (row["split"], row["rows"], row["accuracy"]) == ("test", "613", "0.75")
 
 
-def test_lines_compare_the_twins(tmp_path):
+def test_the_table_compares_the_twins(tmp_path, monkeypatch):
     for seed, accuracy in enumerate((0.7, 0.8)):
         run_folder(tmp_path / f"promoters-nystrom-{seed}", accuracy)
     run_folder(tmp_path / "promoters-exact-0", 0.74)
-    (line,) = recipes.lines(recipes.gather(tmp_path, []))
-    assert line == [
-        *("promoters", "accuracy", "4,904", "613 (test)", "75.0 (70.0–80.0)", "74.0", "+1.0")
-    ]
+    rows = gather(tmp_path, monkeypatch)
+    monkeypatch.setattr(tables, "results", lambda name: rows)
+    line = tables.recipes_table().splitlines()[2]
+    cells = "4,904 | 613 (test) | 75.0 (70.0–80.0) | 74.0 | +1.0"
+    assert line == f"| promoters | accuracy | {cells} |"
 
 
 def test_run_leaves_out_what_has_no_model(tmp_path, monkeypatch, capsys):
