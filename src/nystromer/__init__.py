@@ -2,6 +2,7 @@
 
 from nystromer.clustered.attention import clustered_attention as clustered_attention
 from nystromer.clustered.rows import clustered_attention_rows as clustered_attention_rows
+from nystromer.drop_in.convert import nystromize as nystromize
 from nystromer.functional import nystrom_attention as nystrom_attention
 from nystromer.modules import NystromAttention as NystromAttention
 from nystromer.rows import nystrom_attention_rows as nystrom_attention_rows
@@ -13,4 +14,5 @@ __all__ = [
     "clustered_attention_rows",
     "nystrom_attention",
     "nystrom_attention_rows",
+    "nystromize",
 ]
