@@ -51,7 +51,7 @@ class RopeAttention(VisionAttention):
     def project(self, x):
         if self.qkv is None:
             return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], -1)
-        return self.qkv(x) + torch.cat([self.q_bias, self.k_bias, self.v_bias])
+        return F.linear(x, self.qkv.weight, torch.cat([self.q_bias, self.k_bias, self.v_bias]))
 
     def forward(self, x, rope=None, attn_mask=None, is_causal=False):
         def turn(q):

@@ -102,10 +102,14 @@ def test_multihead_attention_is_exact_for_short_sequences(options, hidden, cross
     assert_close(output[real], expected[real], 1e-5)
 
 
-def test_multihead_attention_is_no_exact_attention_where_sequences_are_long():
-    module, x = attention(converted=False), tokens()
-    expected = module(x, x, x)[0]
-    assert relative_error(nystromize(module, M, min_length=1)(x, x, x)[0], expected) > 1e-2
+@pytest.mark.parametrize(("min_length", "start"), [(None, 4 * M), (20, 20)])
+def test_multihead_attention_is_nystrom_attention_from_min_length_on(min_length, start):
+    exact = attention(converted=False)
+    module = nystromize(copy.deepcopy(exact), M, min_length=min_length)
+    for n in (start - 1, start):
+        x = tokens(n=n)
+        error = relative_error(module(x, x, x)[0], exact(x, x, x)[0])
+        assert error < 1e-5 if n < start else error > 1e-2
 
 
 def test_multihead_attention_never_depends_on_padding_or_neighbours():
@@ -309,6 +313,8 @@ def test_multihead_attention_refuses_what_it_cannot_keep():
     nested = torch.nested.nested_tensor([x[0], x[1, :9]])
     with pytest.raises(ValueError, match="must be padded tensors, got nested ones"):
         module(nested, nested, nested)
+    with pytest.raises(ValueError, match=r"`query` must be \[B, N, E\] .* got 4 dimensions"):
+        module(x[None], x[None], x[None])
     with pytest.raises(ValueError, match="`conv_kernel_size` needs self-attention"):
         attention(conv_kernel_size=3)(x, tokens(), x)
 

@@ -107,6 +107,11 @@ class NystromMultiheadAttention(nn.MultiheadAttention):
                 "whose landmarks mix tokens from everywhere; pass padding as `key_padding_mask`, "
                 "or keep this layer exact with `layers`."
             )
+        if query.dim() not in (2, 3):
+            raise ValueError(
+                "`query` must be [B, N, E] (or [N, B, E] without batch_first), or [N, E] for one "
+                f"sequence, got {query.dim()} dimensions."
+            )
         if query.is_nested or key.is_nested:
             raise ValueError(
                 "`query` and `key` must be padded tensors, got nested ones; if an "
