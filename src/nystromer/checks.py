@@ -21,6 +21,14 @@ def check_positive(name: str, value: int) -> None:
         raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
+def check_kernel_size(name: str, size: int) -> None:
+    check_positive(name, size)
+    if size % 2 == 0:
+        raise ValueError(
+            f"`{name}` must be odd, got {size}; an odd kernel stays centred on its token."
+        )
+
+
 def softmax_scale(scale: float | None, query: Tensor) -> float:
     """scale, or 1/sqrt(D).
 

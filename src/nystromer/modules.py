@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nystromer.attention_rows import nystrom_attention_rows
-from nystromer.checks import check_positive
+from nystromer.checks import check_kernel_size, check_positive
 from nystromer.functional import check_backend, nystrom_attention
 
 
@@ -77,12 +77,7 @@ class NystromAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv_weight: nn.Parameter | None = None
         if conv_kernel_size is not None:
-            check_positive("conv_kernel_size", conv_kernel_size)
-            if conv_kernel_size % 2 == 0:
-                raise ValueError(
-                    f"`conv_kernel_size` must be odd, got {conv_kernel_size}; an odd kernel stays "
-                    "centred on its token."
-                )
+            check_kernel_size("conv_kernel_size", conv_kernel_size)
             bound = conv_kernel_size**-0.5  # as nn.Conv2d starts a depthwise filter
             taps = torch.empty(num_heads, conv_kernel_size).uniform_(-bound, bound)
             self.conv_weight = nn.Parameter(taps)
