@@ -24,7 +24,13 @@ from nystromer.backends.blocked.products import present
 from nystromer.backends.blocked.sequences import Workspace
 from nystromer.pinv import NORM_DIMS, Pinv, ridge_pinv, ridge_pinv_backward
 from nystromer.precision import accumulation_dtype
-from nystromer.registration import empty_as, make_differentiable, new_gradients, operation
+from nystromer.registration import (
+    empty_as,
+    make_differentiable,
+    new_gradients,
+    operation,
+    shapes_of,
+)
 
 ROWS_A_THREAD = 2048  # tokens of a block, of all its heads: half a megabyte a table stays in cache
 ROWS_OF_BFLOAT16 = 4096
@@ -170,7 +176,7 @@ def _solve(small: Small, chosen: list[int] | slice | None, scale: float, pinv: P
         small.context[chosen] = apply_inverse(kernel_2, norm, gathered, pinv.iterations)
 
 
-@torch.library.register_fake("nystromer::blocked_forward")
+@shapes_of("blocked_forward")
 def _(query, key, value, *rest):  # type: ignore[no-untyped-def]
     num_landmarks = rest[5]
     output, small = _results(query, value, num_landmarks)
