@@ -5,6 +5,7 @@ from nystromer.clustered.rows import clustered_attention_rows as clustered_atten
 from nystromer.functional import nystrom_attention as nystrom_attention
 from nystromer.modules import NystromAttention as NystromAttention
 from nystromer.rows import nystrom_attention_rows as nystrom_attention_rows
+from nystromer.varlen import nystrom_attention_varlen as nystrom_attention_varlen
 
 __version__ = "0.1.0"
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "clustered_attention_rows",
     "nystrom_attention",
     "nystrom_attention_rows",
+    "nystrom_attention_varlen",
 ]

@@ -5,7 +5,6 @@ Shapes: H heads, L tokens, D features; C clusters of at most S tokens.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -99,7 +98,6 @@ def clusters_of(places: Tensor, count: int) -> Clusters:
     return Clusters(order.scatter_(1, places, tokens), sizes)
 
 
-@functools.lru_cache
 def cluster_sizes(length: int, count: int) -> tuple[int, ...]:
     """Tokens of each cluster: halves of halves of L, where a left one is never the smaller."""
     levels = min(length, count).bit_length() - 1
