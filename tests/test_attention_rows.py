@@ -95,3 +95,48 @@ def test_nystrom_attention_rows_errors():
             nystrom_attention_rows(q, q, rows, **options)
     with pytest.raises(ValueError, match="must agree in B, H and D"):
         nystrom_attention_rows(q, q[:1], [0])
+
+
+class Rows(torch.nn.Module):
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, q, mask=None):
+        return nystrom_attention_rows(q, q, self.rows, num_landmarks=16, mask=mask)
+
+
+def case_of_rows(masked, n=50):
+    """One sequence of 50 tokens; one of 9, which is exact, if masked."""
+    q = torch.randn(2, 2, n, 8)
+    return (q, torch.arange(n) < torch.tensor([[n], [9]])) if masked else (q,)
+
+
+@pytest.mark.parametrize("rows", [[0, 7], torch.tensor([0, 7])], ids=["list", "tensor"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_nystrom_attention_rows_compile_without_a_graph_break(masked, rows):
+    torch._dynamo.reset()
+    (q, *mask), module = case_of_rows(masked), Rows(rows)
+    q.requires_grad_()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    got, expected = compiled(q, *mask), module(q, *mask)
+    assert_close(got, expected, 1e-6)
+    both = (torch.autograd.grad(x.sin().sum(), q)[0] for x in (got, expected))
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_nystrom_attention_rows_export_with_any_length(masked):
+    length = torch.export.Dim("length", min=8, max=8192)
+    shapes = ({2: length}, {1: length}) if masked else ({2: length},)
+    module = Rows([0, 7])
+    program = torch.export.export(module, case_of_rows(masked), dynamic_shapes=shapes).module()
+    for n in (10, 50, 2 * BLOCK + 5):
+        inputs = case_of_rows(masked, n)
+        assert_close(program(*inputs), module(*inputs), 1e-6)
+
+
+def test_rows_of_a_list_are_checked_where_they_are_compiled():
+    compiled = torch.compile(Rows([50]), backend="aot_eager")
+    with pytest.raises(Exception, match=r"`rows` must lie in 0 ... 49"):
+        compiled(*case_of_rows(False))

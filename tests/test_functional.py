@@ -392,7 +392,8 @@ def test_nystrom_attention_errors():
     q = torch.randn(2, 4, 100, 16)
     ones = torch.ones(2, 100, dtype=torch.bool)
     bad = [
-        ((q[0], q, q), {}, ValueError, r"`query` must be \[B, H, N, D\], got 3 dimensions"),
+        ((q[0], q, q), {}, ValueError, r"or all \[H, N, D\] .* `query` \[4, 100, 16\], `key` \[2"),
+        ((q[0, 0, 0],) * 3, {}, ValueError, r"must be \[B, H, N, D\], .*, got `query` \[16\]"),
         ((q.tolist(), q, q), {}, TypeError, "`query` must be a tensor, got list"),
         ((q, q[:, :2], q[:, :2]), {}, ValueError, "must agree in B, H and D"),
         ((q, q[..., :8], q), {}, ValueError, "must agree in B, H and D"),

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -122,10 +124,58 @@ def test_nystrom_attention_module_errors():
     ]:
         with pytest.raises(ValueError, match=message):
             NystromAttention(*arguments, **options)
-    for x in (torch.randn(50, 24), torch.randn(1, 50, 23)):
-        with pytest.raises(ValueError, match=r"`x` must be \[B, N, E\] with E = 24, got \[.*50, "):
+    for x in (torch.randn(24), torch.randn(1, 50, 23)):
+        with pytest.raises(ValueError, match=r"`x` must be \[B, N, E\] with E = 24, got \[.*2"):
             small()(x)
     with pytest.raises(TypeError, match=r"`x` must be a tensor \[B, N, E\], got list"):
         small()([[1.0]])
     with pytest.raises(ValueError, match="`mask` must be bool"):
         small()(torch.randn(2, 50, 24), torch.ones(2, 50))
+
+
+@pytest.mark.parametrize("shape", [(50,), (2, 3, 50)], ids=str)
+def test_nystrom_attention_module_takes_one_sequence_and_batches_of_batches(shape):
+    module, x = small(), torch.randn(*shape, 24)
+    mask = torch.rand(shape) < 0.7
+    flat = x.reshape(-1, 50, 24)
+    for real in (None, mask):
+        expected = module(flat, None if real is None else real.reshape(-1, 50))
+        assert_close(module(x, real), expected.view(x.shape), 1e-6)
+    rows, expected = module.attention_rows(x, [0, 9], mask), module.attention_rows(flat, [0, 9])
+    assert rows.shape == (*shape[:-1], *expected.shape[1:])
+
+
+def test_nystrom_attention_module_is_traced_by_torch_fx():
+    module, x = small(), torch.randn(2, 50, 24)
+    mask = torch.rand(2, 50) < 0.7
+    traced = torch.fx.symbolic_trace(module)
+    assert torch.equal(traced(x), module(x))
+    assert torch.equal(traced(x, mask), module(x, mask))
+    assert nystrom_attention in {node.target for node in traced.graph.nodes}
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_nystrom_attention_module_is_traced_by_torch_jit(backend):
+    module, x = small(backend=backend), torch.randn(2, 50, 24)
+    with warnings.catch_warnings(action="ignore"):  # that shapes are taken for constants
+        traced = torch.jit.trace(module, x)
+    assert_close(traced(2 * x), module(2 * x), 1e-6)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_nystrom_attention_module_cannot_be_scripted(wrapped):
+    module = torch.nn.Sequential(small()) if wrapped else small()
+    with (
+        warnings.catch_warnings(action="ignore"),  # torch.jit.script is deprecated
+        pytest.raises(NotImplementedError, match=r"cannot compile NystromAttention.* torch.export"),
+    ):
+        torch.jit.script(module)
+
+
+def test_torch_fx_is_told_to_wrap_the_function():
+    class Own(torch.nn.Module):
+        def forward(self, x):
+            return nystrom_attention(x, x, x)
+
+    with pytest.raises(TypeError, match=r"proxy for `query`; write torch.fx.wrap .* torch.export"):
+        torch.fx.symbolic_trace(Own())

@@ -6,6 +6,7 @@ from nystromer.clustered.attention_rows import clustered_attention_rows
 from nystromer.drop_in.convert import nystromize
 from nystromer.functional import nystrom_attention
 from nystromer.modules import NystromAttention
+from nystromer.varlen import nystrom_attention_varlen
 
 __version__ = "0.1.0"
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "clustered_attention_rows",
     "nystrom_attention",
     "nystrom_attention_rows",
+    "nystrom_attention_varlen",
     "nystromize",
 ]

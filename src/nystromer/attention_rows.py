@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from nystromer.checks import (
-    check_mask,
     check_pinv,
     check_positive,
     check_query_key,
@@ -16,6 +15,7 @@ from nystromer.checks import (
     softmax_scale,
 )
 from nystromer.landmarks import segment_means, zero_padding
+from nystromer.layout import at_most_tokens, batched, batched_mask, repeat_heads, unbatched
 from nystromer.pinv import Pinv
 from nystromer.precision import accumulation_dtype, autocast_inputs, without_autocast
 
@@ -33,6 +33,7 @@ def nystrom_attention_rows(
     pinv_iterations: int = 6,
     pinv_init: str = "matrix",
     pinv_ridge: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     r"""Rows of softmax(s Q K~ᵀ) · softmax(s Q~ K~ᵀ)⁺ · softmax(s Q~ Kᵀ): what a query reads.
 
@@ -41,11 +42,15 @@ def nystrom_attention_rows(
     sum to about one and may hold small negative numbers; a sequence of at most M real tokens gets
     rows of exact attention. Time O((N + R) M), memory O(R N).
 
+    torch.compile and torch.export see no values: they take rows out of range that are a tensor as
+    indexing does, and keep the [M, Nk] logits of all keys at a time.
+
     Args:
-        query: Q, [B, H, Nq, D].
+        query: Q, [B, H, Nq, D]; B and H may be left out, as in `nystrom_attention`.
         key: K, [B, H, Nk, D].
         rows: Positions among the queries, [R] ints, the same for every sequence.
-        num_landmarks, mask, scale, pinv_iterations, pinv_init, pinv_ridge: As `nystrom_attention`.
+        num_landmarks, mask, scale, pinv_iterations, pinv_init, pinv_ridge, enable_gqa: As
+            `nystrom_attention`.
 
     Returns:
         [B, H, R, Nk], dtype of `query`; zero at padding and in the rows of padding.
@@ -58,37 +63,61 @@ def nystrom_attention_rows(
         >>> nystrom_attention_rows(q, k, rows=[0], num_landmarks=256).shape
         torch.Size([1, 8, 1, 10001])
     """
-    query, key = autocast_inputs(query, key)
-    check_query_key(query, key)
+    q, k = batched(query=query, key=key)
+    mask = batched_mask("mask", mask, key)
+    q, k = autocast_inputs(q, k)
+    if enable_gqa:
+        k = repeat_heads(k, "key", q)
+    check_query_key(q, k)
     check_positive("num_landmarks", num_landmarks)
     check_pinv(pinv_iterations, pinv_init, pinv_ridge)
-    check_mask("mask", mask, (key.shape[0], key.shape[2]), key.device)
-    rows = check_rows(rows, query.shape[2], query.device)
+    rows = check_rows(rows, q.shape[2], q.device)
+    pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
+    with without_autocast(q):
+        result = _rows(q, k, rows, num_landmarks, mask, softmax_scale(scale, q), pinv)
+    return unbatched(result, query)
+
+
+def _rows(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    num_landmarks: int,
+    mask: Tensor | None,
+    scale: float,
+    pinv: Pinv,
+) -> Tensor:
+    """The rows of a batch [B, H, N, D], [B, H, R, Nk]."""
     query_mask = mask if query.shape[2] == key.shape[2] else None
-    scale = softmax_scale(scale, query)
     if key.shape[2] == 0:
         return query.new_zeros(*query.shape[:2], len(rows), 0)
-    with without_autocast(query):
-        q, k = (x.to(accumulation_dtype(x.dtype)) for x in (query, key))
-        q, k = zero_padding(q, query_mask), zero_padding(k, mask)
-        q_rows = scale * q[:, :, rows]  # [B, H, R, D]
-        exact = _exact(query, query_mask, num_landmarks) | _exact(key, mask, num_landmarks)
+    q, k = (x.to(accumulation_dtype(x.dtype)) for x in (query, key))
+    q, k = zero_padding(q, query_mask), zero_padding(k, mask)
+    q_rows = scale * q[:, :, rows]  # [B, H, R, D]
+    m = at_most_tokens(num_landmarks, q.shape[2], k.shape[2])
+    exact = _exact(query, query_mask, m) | _exact(key, mask, m)
 
-        q_tilde = scale * segment_means(q, num_landmarks, query_mask)[0]  # [B, H, M, D]
-        k_tilde = segment_means(k, num_landmarks, mask)[0]
-        kernel_1 = torch.softmax(q_rows @ k_tilde.mT, -1)  # [B, H, R, M]
-        kernel_2 = torch.softmax(q_tilde @ k_tilde.mT, -1)  # [B, H, M, M]
-        identity = torch.eye(num_landmarks, dtype=kernel_2.dtype, device=kernel_2.device)
-        kernel_2 = torch.where(exact, identity, kernel_2)
-        weights = kernel_1 @ Pinv(pinv_iterations, pinv_init, pinv_ridge).of(kernel_2)
-        result = _weighted_kernel_3(weights, q_tilde, k, mask)
-        if exact.any():  # Lemma 2
-            result = torch.where(exact, _softmax(q_rows @ k.mT, mask), result)
-        if mask is not None:
-            result = result.masked_fill(~mask[:, None, None], 0.0)
-        if query_mask is not None:
-            result = result.masked_fill(~query_mask[:, None, rows, None], 0.0)
-        return result.to(query.dtype)
+    q_tilde = scale * _landmarks(q, m, query_mask)  # [B, H, M, D]
+    k_tilde = _landmarks(k, m, mask)
+    kernel_1 = torch.softmax(q_rows @ k_tilde.mT, -1)  # [B, H, R, M]
+    kernel_2 = torch.softmax(q_tilde @ k_tilde.mT, -1)  # [B, H, M, M]
+    identity = torch.eye(m, dtype=kernel_2.dtype, device=kernel_2.device)
+    kernel_2 = torch.where(exact, identity, kernel_2)
+    result = _weighted_kernel_3(kernel_1 @ pinv.of(kernel_2), q_tilde, k, mask)
+    if torch.compiler.is_compiling() or exact.any():  # Lemma 2
+        result = torch.where(exact, _softmax(q_rows @ k.mT, mask), result)
+    if mask is not None:
+        result = result.masked_fill(~mask[:, None, None], 0.0)
+    if query_mask is not None:
+        result = result.masked_fill(~query_mask[:, None, rows, None], 0.0)
+    return result.to(query.dtype)
+
+
+def _landmarks(x: Tensor, num_landmarks: int, mask: Tensor | None) -> Tensor:
+    """Segment means; by a mask where N may change, for without one its segments are fixed."""
+    if mask is None and torch.compiler.is_compiling():
+        mask = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
+    return segment_means(x, num_landmarks, mask)[0]
 
 
 def _weighted_kernel_3(
@@ -96,13 +125,16 @@ def _weighted_kernel_3(
 ) -> Tensor:
     """weights · softmax(Q~ Kᵀ), [B, H, R, N], with 2,048 columns of the softmax at a time."""
 
-    def logits(i: int) -> Tensor:
-        part = q_tilde @ key[:, :, i : i + BLOCK].mT
-        return part if mask is None else _hidden(part, mask[:, i : i + BLOCK])
+    def logits(part: slice) -> Tensor:
+        table = q_tilde @ key[:, :, part].mT
+        return table if mask is None else _hidden(table, mask[:, part])
 
-    starts = range(0, key.shape[2], BLOCK)
-    log_mass = torch.stack([logits(i).logsumexp(-1) for i in starts]).logsumexp(0)  # [B, H, M]
-    return torch.cat([weights @ (logits(i) - log_mass[..., None]).exp() for i in starts], -1)
+    if torch.compiler.is_compiling():
+        parts = [slice(None)]  # of a number of keys that may change, the number of parts is unknown
+    else:
+        parts = [slice(i, i + BLOCK) for i in range(0, key.shape[2], BLOCK)]
+    log_mass = torch.stack([logits(part).logsumexp(-1) for part in parts]).logsumexp(0)  # [B, H, M]
+    return torch.cat([weights @ (logits(p) - log_mass[..., None]).exp() for p in parts], -1)
 
 
 def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:

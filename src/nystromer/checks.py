@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import inf
 from numbers import Real
 
-import torch
+import torch.fx
 from torch import Tensor
 
 from nystromer.pinv import NORM_DIMS
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LEAST_RIDGE = 1e-10  # of float32 matrices: what is below is their rounding
 
 
@@ -46,12 +48,13 @@ def softmax_scale(scale: float | None, query: Tensor) -> float:
 
 
 def check_mask(
-    name: str, mask: Tensor | None, shape: tuple[int, int], device: torch.device
+    name: str, mask: Tensor | None, shape: tuple[int, ...], device: torch.device
 ) -> None:
     if mask is None:
         return
+    letters = "[N]" if len(shape) == 1 else "[B, N]"
     if not isinstance(mask, Tensor):
-        raise TypeError(f"`{name}` must be a bool tensor [B, N], got {type(mask).__name__}.")
+        raise TypeError(f"`{name}` must be a bool tensor {letters}, got {type(mask).__name__}.")
     if mask.dtype != torch.bool:
         raise ValueError(
             f"`{name}` must be bool with True at real tokens, got {mask.dtype}; "
@@ -59,19 +62,51 @@ def check_mask(
         )
     if tuple(mask.shape) != shape:
         hint = "."
-        if tuple(mask.shape) == (shape[0], 1, 1, shape[1]):
+        if len(shape) == 2 and tuple(mask.shape) == (shape[0], 1, 1, shape[1]):
             hint = f"; write {name}={name}[:, 0, 0]."
-        elif mask.dim() > 2 or tuple(mask.shape) == (shape[1], shape[1]):
+        elif mask.dim() > len(shape) or tuple(mask.shape[-2:]) == (shape[-1], shape[-1]):
             hint = (
                 "; a mask of query-key pairs (a causal one, say) is impossible here, since a "
                 "landmark or cluster mixes tokens from everywhere: use "
                 "scaled_dot_product_attention for it."
             )
         raise ValueError(
-            f"`{name}` must have shape [B, N] = {list(shape)}, got {list(mask.shape)}{hint}"
+            f"`{name}` must have shape {letters} = {list(shape)}, got {list(mask.shape)}{hint}"
         )
     if mask.device != device:
         raise ValueError(f"`{name}` is on {mask.device}, the tokens on {device}; move one of them.")
+
+
+def is_packed(mask: Tensor | None) -> bool:
+    """Whether the place of a mask holds the bounds of packed sequences, int [S + 1]."""
+    return mask is not None and mask.dtype != torch.bool
+
+
+def check_cu_seqlens(name: str, bounds: Tensor, device: torch.device) -> None:
+    if not isinstance(bounds, Tensor):
+        raise TypeError(f"`{name}` must be an int tensor [S + 1], got {type(bounds).__name__}.")
+    if bounds.dtype not in (torch.int32, torch.int64) or bounds.dim() != 1 or bounds.shape[0] == 0:
+        raise ValueError(
+            f"`{name}` must be int32 or int64 [S + 1], the bounds of S sequences, got "
+            f"{bounds.dtype} {list(bounds.shape)}."
+        )
+    if bounds.device != device:
+        raise ValueError(
+            f"`{name}` is on {bounds.device}, the tokens on {device}; move one of them."
+        )
+
+
+def packed_lengths(name: str, bounds: Tensor, total: int) -> list[int]:
+    """The lengths of packed sequences, from their bounds [S + 1] and T. Reads them on the host."""
+    values = bounds.tolist()
+    lengths = [stop - start for start, stop in pairwise(values)]
+    if values[0] != 0 or values[-1] != total or min(lengths, default=0) < 0:
+        shown = values if len(values) < 8 else [*values[:3], "...", *values[-3:]]
+        raise ValueError(
+            f"`{name}` must go from 0 to the number of tokens, {total}, got "
+            f"[{', '.join(map(str, shown))}]; write the cumulative sum of the lengths behind a 0."
+        )
+    return lengths
 
 
 def check_query_key(query: Tensor, key: Tensor) -> None:
@@ -79,7 +114,8 @@ def check_query_key(query: Tensor, key: Tensor) -> None:
     if query.shape[:2] != key.shape[:2] or query.shape[3] != key.shape[3]:
         raise ValueError(
             "`query` [B, H, Nq, D] and `key` [B, H, Nk, D] must agree in B, H and D, got "
-            f"{list(query.shape)} and {list(key.shape)}; repeat grouped key heads first."
+            f"{list(query.shape)} and {list(key.shape)}; write enable_gqa=True if every key head "
+            "serves several query heads."
         )
 
 
@@ -89,6 +125,32 @@ def check_value(key: Tensor, value: Tensor) -> None:
         raise ValueError(
             "`key` [B, H, Nk, D] and `value` [B, H, Nk, Dv] must agree in B, H and Nk, got "
             f"{list(key.shape)} and {list(value.shape)}."
+        )
+
+
+def check_tensor(name: str, x: Tensor) -> None:
+    if isinstance(x, torch.fx.Proxy):
+        raise TypeError(
+            "torch.fx.symbolic_trace cannot look into attention, which decides by shapes, got a "
+            f"proxy for `{name}`; write torch.fx.wrap with its name beside its import, or use "
+            "torch.export."
+        )
+    if not isinstance(x, Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(x).__name__}.")
+    if x.is_nested:
+        raise ValueError(
+            f"`{name}` is a nested tensor, which only nystrom_attention takes; write "
+            f"torch.nested.to_padded_tensor({name}, 0.0) and give the mask of its tokens."
+        )
+    check_dtype(name, x)
+
+
+def check_dtype(name: str, x: Tensor) -> None:
+    """Refuses float8 and its like, which torch has no products of."""
+    if x.is_floating_point() and x.dtype not in DTYPES:
+        raise TypeError(
+            f"`{name}` must be float16, bfloat16, float32 or float64, got {x.dtype}; write "
+            f"{name}.bfloat16()."
         )
 
 
@@ -138,6 +200,7 @@ def check_landmarks(landmarks: tuple[Tensor, Tensor] | None, query: Tensor) -> N
             "(landmarks, counts): pass the first of each."
         )
     for x in landmarks:
+        check_dtype("landmarks", x)
         if not x.is_floating_point() or x.device != query.device:
             raise ValueError(
                 f"`landmarks` must be floating point on {query.device}, got {x.dtype} on "
@@ -146,7 +209,8 @@ def check_landmarks(landmarks: tuple[Tensor, Tensor] | None, query: Tensor) -> N
 
 
 def check_rows(rows: Tensor | Sequence[int], n: int, device: torch.device) -> Tensor:
-    """rows as a tensor [R] on the device."""
+    """rows as a tensor [R] on the device. torch.compile and torch.export see no tensor's values."""
+    values: Tensor | Sequence[int] = rows
     if not isinstance(rows, Tensor):
         try:
             given = torch.as_tensor(rows)
@@ -155,24 +219,30 @@ def check_rows(rows: Tensor | Sequence[int], n: int, device: torch.device) -> Te
                 f"`rows` must be a list of ints or an int tensor [R], got {rows!r}."
             ) from None
         rows = given if given.numel() else given.long()
+    elif torch.compiler.is_compiling():
+        values = ()
     rows = rows.to(device)
     if rows.dtype not in (torch.int32, torch.int64) or rows.dim() != 1:
         raise ValueError(
             f"`rows` must be a list of ints or an int tensor [R], got {rows.dtype} of shape "
             f"{list(rows.shape)}."
         )
-    if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < n):
-        raise ValueError(
-            f"`rows` must lie in 0 ... {n - 1} (N = {n} queries), got "
-            f"{int(rows.min())} ... {int(rows.max())}."
+    if len(values):
+        least, largest = (
+            (int(values.min()), int(values.max()))
+            if isinstance(values, Tensor)
+            else (min(values), max(values))
         )
+        if least < 0 or largest >= n:
+            raise ValueError(
+                f"`rows` must lie in 0 ... {n - 1} (N = {n} queries), got {least} ... {largest}."
+            )
     return rows
 
 
 def _check_tokens(**tensors: Tensor) -> None:
     for name, x in tensors.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(f"`{name}` must be a tensor, got {type(x).__name__}.")
+        check_tensor(name, x)
         if x.dim() != 4:
             raise ValueError(
                 f"`{name}` must be [B, H, N, D], got {x.dim()} dimensions {list(x.shape)}."

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
@@ -10,18 +13,28 @@ from nystromer.backends import blocked, eager, triton
 from nystromer.checks import (
     check_conv_weight,
     check_landmarks,
-    check_mask,
     check_pinv,
     check_positive,
     check_query_key,
     check_value,
+    is_packed,
     softmax_scale,
 )
+from nystromer.layout import (
+    at_most_tokens,
+    batched,
+    batched_landmarks,
+    batched_mask,
+    repeat_heads,
+    unbatched,
+)
+from nystromer.packed import from_jagged, is_nested, like_jagged, longest_sequence, padded
 from nystromer.pinv import Pinv
 from nystromer.precision import autocast_inputs, without_autocast
 from nystromer.registration import differentiated_anew, only_backward
 
 BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked, "triton": triton}
+PACKED = (blocked,)  # run packed sequences where they lie; the others get a padded batch
 
 
 def nystrom_attention(
@@ -40,6 +53,7 @@ def nystrom_attention(
     landmarks: tuple[Tensor, Tensor] | None = None,
     backend: str = "auto",
     is_causal: bool = False,
+    enable_gqa: bool = False,
 ) -> Tensor:
     r"""softmax(s Q K~ᵀ) · (softmax(s Q~ K~ᵀ)⁺ · (softmax(s Q~ Kᵀ) · V)) [+ conv(V)], in O(N).
 
@@ -54,11 +68,17 @@ def nystrom_attention(
     Logits, softmax and the inverse are computed in float32 (float64 for float64 inputs), also under
     autocast, which only casts the inputs, as it does for scaled_dot_product_attention.
 
+    Sequences of different lengths are a batch with a mask, a jagged nested tensor [B, H, j, D]
+    (the result is one too, ragged as the query is), or packed: `nystrom_attention_varlen`.
+
     Args:
-        query: Q, [B, H, Nq, D], float16, bfloat16, float32 or float64.
+        query: Q, [B, H, Nq, D], float16, bfloat16, float32 or float64. As in
+            scaled_dot_product_attention B and H may be left out, or B be several dimensions; masks
+            and landmarks then do as query, key and value do.
         key: K, [B, H, Nk, D].
         value: V, [B, H, Nk, Dv].
-        num_landmarks: M, at least 1; ignored where `landmarks` are given, which bring their own M.
+        num_landmarks: M, at least 1; more than there are tokens are as many as there are. Ignored
+            where `landmarks` are given, which bring their own M.
         mask: Real tokens among the keys, bool [B, Nk], any pattern; None means all. (The opposite
             sense of torch's `key_padding_mask`.)
         query_mask: Real tokens among the queries, bool [B, Nq]; outputs elsewhere are zero.
@@ -78,14 +98,17 @@ def nystrom_attention(
             backward), "triton" (fused kernels, on GPUs) or "auto". An explicit choice never falls
             back.
         is_causal: Must be False: a segment mean sees the future.
+        enable_gqa: Whether key and value may have fewer heads than query, a number that divides H;
+            each serves the H / Hk query heads beside one another. `conv_weight` is of query heads.
 
     Returns:
         [B, H, Nq, Dv], dtype of `value`.
 
     Raises:
-        TypeError: If an input is not a floating point tensor, or a count is not an int.
+        TypeError: If an input is not a tensor of one of the four dtypes, or a count is not an int.
         ValueError: If shapes, dtypes or devices disagree, a mask is not bool [B, N], a count is
-            below 1, an option is unknown, or is_causal is set.
+            below 1, an option is unknown, is_causal is set, or a nested tensor is not jagged or has
+            masks or landmarks beside it.
         NotImplementedError: If the backend named cannot run this case.
 
     Source: Xiong et al. 2021, arXiv:2102.03902.
@@ -96,26 +119,81 @@ def nystrom_attention(
         >>> nystrom_attention(q, k, v, num_landmarks=64).shape
         torch.Size([2, 8, 1000, 64])
     """
-    query, key, value, conv_weight = autocast_inputs(query, key, value, conv_weight)
-    check_query_key(query, key)
-    check_value(key, value)
-    check_positive("num_landmarks", num_landmarks)
-    check_pinv(pinv_iterations, pinv_init, pinv_ridge)
-    check_mask("mask", mask, (key.shape[0], key.shape[2]), key.device)
-    check_mask("query_mask", query_mask, (query.shape[0], query.shape[2]), query.device)
-    check_conv_weight(conv_weight, query, key)
-    check_landmarks(landmarks, query)
     if is_causal:
         raise ValueError(
             "is_causal=True is impossible with Nyström attention, got a causal call: a landmark is "
             "the mean of a whole segment and sees the future; use scaled_dot_product_attention."
         )
-    if query_mask is None and query.shape[2] == key.shape[2]:
+    settings: dict[str, Any] = {
+        "num_landmarks": num_landmarks,
+        "scale": scale,
+        "pinv": Pinv(pinv_iterations, pinv_init, pinv_ridge),
+        "conv_weight": conv_weight,
+        "backend": backend,
+        "enable_gqa": enable_gqa,
+    }
+    if is_nested(query, key, value):
+        for name, given in (("mask", mask), ("query_mask", query_mask), ("landmarks", landmarks)):
+            if given is not None:
+                raise ValueError(f"`{name}` cannot be given beside nested tensors; leave it out.")
+        if conv_weight is not None and query.shape[2] != key.shape[2]:
+            raise ValueError(
+                "`conv_weight` needs self-attention (it adds neighbouring values to a token's "
+                "output), got nested queries and keys of different lengths; leave it out."
+            )
+        q, k, v, query_bounds, bounds = from_jagged(query, key, value)
+        output = attend(q, k, v, mask=bounds, query_mask=query_bounds, **settings)
+        return like_jagged(output, query)
+    q, k, v = batched(query=query, key=key, value=value)
+    mask = batched_mask("mask", mask, key)
+    query_mask = batched_mask("query_mask", query_mask, query)
+    if query_mask is None and q.shape[2] == k.shape[2]:
         query_mask = mask
+    settings["landmarks"] = batched_landmarks(landmarks, query)
+    output = attend(q, k, v, mask=mask, query_mask=query_mask, **settings)
+    return unbatched(output, query)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None,
+    query_mask: Tensor | None,
+    num_landmarks: int,
+    scale: float | None,
+    pinv: Pinv,
+    conv_weight: Tensor | None,
+    backend: str,
+    enable_gqa: bool,
+    landmarks: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Checks what a batch [B, H, N, D] and packed sequences [1, H, T, D] have in common, chooses
+    the backend and calls it. Masks are bool [B, N], or the bounds of the sequences, int [S + 1]."""
+    query, key, value, conv_weight = autocast_inputs(query, key, value, conv_weight)
+    if enable_gqa:
+        key, value = repeat_heads(key, "key", query), repeat_heads(value, "value", query)
+    check_query_key(query, key)
+    check_value(key, value)
+    check_positive("num_landmarks", num_landmarks)
+    check_pinv(*pinv)
+    check_conv_weight(conv_weight, query, key)
+    check_landmarks(landmarks, query)
     if landmarks is not None:
         num_landmarks = landmarks[0].shape[2]
+    elif mask is not None and query_mask is not None and is_packed(mask):
+        sides = ((query_mask, query), (mask, key))
+        longest = (longest_sequence(bounds, x.shape[2]) for bounds, x in sides)
+        num_landmarks = at_most_tokens(num_landmarks, *longest)
+    else:
+        num_landmarks = at_most_tokens(num_landmarks, query.shape[2], key.shape[2])
     with without_autocast(query):
-        return choose_backend(backend, query, key, value, num_landmarks).forward(
+        chosen = choose_backend(backend, query, key, value, num_landmarks)
+        forward: Callable[..., Tensor] = chosen.forward
+        if is_packed(mask) and chosen not in PACKED:
+            forward = partial(padded, forward)
+        return forward(
             query,
             key,
             value,
@@ -123,7 +201,7 @@ def nystrom_attention(
             mask=mask,
             query_mask=query_mask,
             scale=softmax_scale(scale, query),
-            pinv=Pinv(pinv_iterations, pinv_init, pinv_ridge),
+            pinv=pinv,
             conv_weight=conv_weight,
             landmarks=landmarks,
         )

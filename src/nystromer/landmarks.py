@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nystromer.checks import check_mask, check_positive
+from nystromer.checks import check_mask, check_positive, check_tensor
 from nystromer.precision import accumulation_dtype
 
 MEANS_BLOCK = 2048  # tokens converted to float32 at a time
@@ -218,6 +218,7 @@ def _nearest(x: Tensor, centres: Tensor, empty: Tensor) -> Tensor:
 
 
 def _check(x: Tensor, num_landmarks: int, mask: Tensor | None) -> None:
+    check_tensor("x", x)
     if x.dim() != 4:
         raise ValueError(f"`x` must be [B, H, N, D], got shape {tuple(x.shape)}.")
     check_positive("num_landmarks", num_landmarks)

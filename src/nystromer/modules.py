@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+import torch.fx
 from torch import Tensor, nn
 
 from nystromer.attention_rows import nystrom_attention_rows
-from nystromer.checks import check_kernel_size, check_positive
+from nystromer.checks import check_dtype, check_kernel_size, check_positive
 from nystromer.functional import check_backend, nystrom_attention
+
+
+def check_features(x: Tensor, features: int) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"`x` must be a tensor [B, N, E], got {type(x).__name__}.")
+    if x.is_nested and x.layout != torch.jagged:
+        raise ValueError(
+            f"`x` is a nested tensor of layout {x.layout}; write "
+            "torch.nested.nested_tensor(sequences, layout=torch.jagged)."
+        )
+    if x.dim() < 2 or x.shape[-1] != features:
+        raise ValueError(f"`x` must be [B, N, E] with E = {features}, got {list(x.shape)}.")
+    check_dtype("x", x)
+
+
+# torch.fx.symbolic_trace takes both as they are: they decide by shapes, which it does not know.
+torch.fx.wrap("check_features")
+torch.fx.wrap("nystrom_attention")
 
 
 class NystromAttention(nn.Module):
@@ -85,7 +103,10 @@ class NystromAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x: [B, N, E]; mask: real tokens, bool [B, N], or None. Returns [B, N, E].
 
-        At padding the attention's output is zero, so the result there is the output bias.
+        At padding the attention's output is zero, so the result there is the output bias. One
+        sequence may be [N, E], with a mask [N]; sequences of different lengths may be a nested
+        tensor [B, j, E] of layout torch.jagged, without a mask: the result is one of the same
+        lengths, to be added to x.
         """
         output = nystrom_attention(
             self._heads(self.q_proj, x),
@@ -97,13 +118,14 @@ class NystromAttention(nn.Module):
             conv_weight=self.conv_weight,
             backend=self.backend,
         )
-        return self.dropout(self.out_proj(output.transpose(1, 2).flatten(2)))
+        return self.dropout(self.out_proj(output.transpose(-3, -2).flatten(-2)))
 
     def attention_rows(
         self, x: Tensor, rows: Tensor | Sequence[int], mask: Tensor | None = None
     ) -> Tensor:
         """Rows of the approximate attention map of every head, [B, H, R, N]; see
-        `nystrom_attention_rows`. x: [B, N, E]; rows: positions, [R]; mask: bool [B, N] or None."""
+        `nystrom_attention_rows`. x: [B, N, E] or [N, E]; rows: positions, [R]; mask: bool [B, N],
+        [N] or None."""
         return nystrom_attention_rows(
             self._heads(self.q_proj, x),
             self._heads(self.k_proj, x),
@@ -115,13 +137,14 @@ class NystromAttention(nn.Module):
 
     def _heads(self, projection: nn.Linear, x: Tensor) -> Tensor:
         """[B, N, E] -> [B, H, N, D]"""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"`x` must be a tensor [B, N, E], got {type(x).__name__}.")
-        if x.dim() != 3 or x.shape[2] != projection.in_features:
-            raise ValueError(
-                f"`x` must be [B, N, E] with E = {projection.in_features}, got {list(x.shape)}."
-            )
-        return projection(x).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+        check_features(x, projection.in_features)
+        return projection(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2)
+
+    def __prepare_scriptable__(self) -> nn.Module:  # what torch.jit.script asks for
+        raise NotImplementedError(
+            "torch.jit.script cannot compile NystromAttention, whose operation is Python; use "
+            "torch.compile or torch.export."
+        )
 
     def extra_repr(self) -> str:
         sizes = f"num_heads={self.num_heads}, head_dim={self.head_dim}"

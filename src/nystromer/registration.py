@@ -10,6 +10,17 @@ from torch import Tensor
 
 from nystromer.precision import without_autocast
 
+# An operation belongs to the process, and its modules may be imported again (importlib.reload, a
+# notebook's autoreload): torch is given a caller of the newest function once, and the newest
+# functions are kept where a second import finds them.
+_newest: dict[str, Callable[..., Any]] = vars(torch.ops.nystromer).setdefault("newest", {})
+
+
+def _first(slot: str, function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Puts the function in its slot; returns the slot's caller the first time, then None."""
+    known, _newest[slot] = slot in _newest, function
+    return None if known else lambda *args, **kwargs: _newest[slot](*args, **kwargs)
+
 
 def operation(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Registers a function, by its annotations, as torch.ops.nystromer.<name>, on every device.
@@ -24,11 +35,35 @@ def operation(name: str) -> Callable[[Callable[..., Any]], Any]:
                 return function(first, *args, **kwargs)
 
         qualified = f"nystromer::{name}"
-        torch.library.define(qualified, torch.library.infer_schema(function, mutates_args=()))
-        torch.library.impl(qualified, "default", run)
+        caller = _first(name, run)
+        if caller is not None:
+            schema = torch.library.infer_schema(function, mutates_args=())
+            torch.library.define(qualified, schema)
+            torch.library.impl(qualified, "default", caller)
         return getattr(torch.ops.nystromer, name).default
 
     return register
+
+
+def shapes_of(name: str) -> Callable[[Callable[..., Any]], None]:
+    """Registers what torch.compile runs in place of the operation: empty results, of its shapes."""
+
+    def register(function: Callable[..., Any]) -> None:
+        caller = _first(f"shapes of {name}", function)
+        if caller is not None:
+            torch.library.register_fake(f"nystromer::{name}", caller)
+
+    return register
+
+
+def derivative_of(
+    name: str, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None
+) -> None:
+    """Registers the backward of the operation, as torch.library.register_autograd does."""
+    first = _first(f"derivative of {name}", backward)
+    setup = None if setup_context is None else _first(f"context of {name}", setup_context)
+    if first is not None:
+        torch.library.register_autograd(f"nystromer::{name}", first, setup_context=setup)
 
 
 def make_differentiable(kind: str) -> None:
@@ -37,7 +72,6 @@ def make_differentiable(kind: str) -> None:
     Both take query, key, value, mask, query_mask and conv_weight first and end in the four numbers
     of the scale and the inverse; forward's outputs after the first are saved for the backward.
     """
-    forward, backward = (f"nystromer::{kind}_{direction}" for direction in ("forward", "backward"))
     run = getattr(torch.ops.nystromer, f"{kind}_backward").default
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -67,9 +101,9 @@ def make_differentiable(kind: str) -> None:
     ) -> tuple[Tensor, ...]:
         return new_gradients(query, key, value, conv_weight, q_tilde)
 
-    torch.library.register_fake(backward, shapes)
-    torch.library.register_autograd(forward, first, setup_context=setup_context)
-    refuse_second_derivative(backward, kind)
+    shapes_of(f"{kind}_backward")(shapes)
+    derivative_of(f"{kind}_forward", first, setup_context)
+    refuse_second_derivative(f"{kind}_backward", kind)
 
 
 def refuse_second_derivative(backward: str, kind: str) -> None:
@@ -81,7 +115,7 @@ def refuse_second_derivative(backward: str, kind: str) -> None:
             "backend='eager'."
         )
 
-    torch.library.register_autograd(backward, second)
+    derivative_of(backward, second)
 
 
 def differentiated_anew() -> bool:

@@ -33,3 +33,24 @@ def test_clustered_attention_rows_errors():
     for args, kwargs, error, message in bad:
         with pytest.raises(error, match=message):
             clustered_attention_rows(*args, **kwargs)
+
+
+def test_clustered_attention_rows_compile_and_export_without_a_mask():
+    class Rows(torch.nn.Module):
+        def forward(self, q):
+            return clustered_attention_rows(
+                q, q, [0, 9], num_query_clusters=4, num_key_clusters=4, num_exact_keys=8
+            )
+
+    torch._dynamo.reset()
+    q = torch.randn(2, 2, 90, 8)
+    expected = Rows()(q)
+    assert_close(torch.compile(Rows(), fullgraph=True, backend="aot_eager")(q), expected, 1e-6)
+    assert_close(torch.export.export(Rows(), (q,)).module()(q), expected, 1e-6)
+
+
+def test_clustered_attention_rows_take_no_batch_and_no_rows():
+    q = torch.randn(0, 2, 90, 8)
+    assert clustered_attention_rows(q, q, [0]).shape == (0, 2, 1, 90)
+    q = torch.randn(2, 2, 90, 8)
+    assert clustered_attention_rows(q, q, []).shape == (2, 2, 0, 90)

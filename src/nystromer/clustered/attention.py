@@ -6,9 +6,10 @@ from types import ModuleType
 
 from torch import Tensor
 
-from nystromer.checks import check_mask, check_query_key, check_value, softmax_scale
+from nystromer.checks import check_query_key, check_value, softmax_scale
 from nystromer.clustered import blocked, eager
 from nystromer.clustered.budget import Budget, check_budget, check_self_attention
+from nystromer.layout import batched, batched_mask, repeat_heads, unbatched
 from nystromer.precision import autocast_inputs, without_autocast
 from nystromer.registration import differentiated_anew, only_backward
 
@@ -27,6 +28,7 @@ def clustered_attention(
     scale: float | None = None,
     backend: str = "auto",
     is_causal: bool = False,
+    enable_gqa: bool = False,
 ) -> Tensor:
     r"""Computes attention in O(N): exactly to a few keys, and through clusters to all others.
 
@@ -53,7 +55,8 @@ def clustered_attention(
     Gradients take the clusters and the choice of exact keys as constants, as those of any top-k do.
 
     Args:
-        query: Q, [B, H, N, D], float16, bfloat16, float32 or float64.
+        query: Q, [B, H, N, D], float16, bfloat16, float32 or float64. B and H may be left out, or B
+            be several dimensions, as in `nystrom_attention`.
         key: K, [B, H, N, D].
         value: V, [B, H, N, Dv].
         num_query_clusters: G, at least 1; rounded down to a power of two, since clusters are halves
@@ -65,12 +68,13 @@ def clustered_attention(
         backend: "eager" (the equations as written), "blocked" (a few heads at a time in scratch
             memory, forward and backward) or "auto". An explicit choice never falls back.
         is_causal: Must be False: a cluster holds tokens of the future.
+        enable_gqa: Whether key and value may have fewer heads, as in `nystrom_attention`.
 
     Returns:
         [B, H, N, Dv], dtype of `value`.
 
     Raises:
-        TypeError: If an input is not a floating point tensor, or a count is not an int.
+        TypeError: If an input is not a tensor of one of the four dtypes, or a count is not an int.
         ValueError: If shapes, dtypes or devices disagree, queries and keys are not of the same
             tokens, the mask is not bool [B, N], a count is below 1, the backend is unknown, or
             is_causal is set.
@@ -81,22 +85,21 @@ def clustered_attention(
         >>> clustered_attention(q, k, v, num_exact_keys=96).shape
         torch.Size([2, 8, 1000, 64])
     """
-    query, key, value = autocast_inputs(query, key, value)
-    check_query_key(query, key)
-    check_value(key, value)
-    check_self_attention(query, key, is_causal)
-    check_mask("mask", mask, (key.shape[0], key.shape[2]), key.device)
+    q, k, v = batched(query=query, key=key, value=value)
+    mask = batched_mask("mask", mask, key)
+    q, k, v = autocast_inputs(q, k, v)
+    if enable_gqa:
+        k, v = repeat_heads(k, "key", q), repeat_heads(v, "value", q)
+    check_query_key(q, k)
+    check_value(k, v)
+    check_self_attention(q, k, is_causal)
     budget = Budget(num_query_clusters, num_key_clusters, num_exact_keys)
     check_budget(budget)
-    with without_autocast(query):
-        return choose_backend(backend).forward(
-            query,
-            key,
-            value,
-            budget=budget,
-            mask=mask,
-            scale=softmax_scale(scale, query),
+    with without_autocast(q):
+        output = choose_backend(backend).forward(
+            q, k, v, budget=budget, mask=mask, scale=softmax_scale(scale, q)
         )
+    return unbatched(output, query)
 
 
 def choose_backend(name: str) -> ModuleType:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nystromer.checks import check_mask, check_query_key, check_rows, softmax_scale
+from nystromer.checks import check_query_key, check_rows, softmax_scale
 from nystromer.clustered.budget import Budget, check_budget, check_self_attention
 from nystromer.clustered.eager import make_slots, sort
 from nystromer.clustered.eager import rows as rows_of
+from nystromer.layout import batched, batched_mask, repeat_heads, unbatched
 from nystromer.precision import accumulation_dtype, autocast_inputs, without_autocast
 
 
@@ -24,17 +25,20 @@ def clustered_attention_rows(
     num_exact_keys: int = 48,
     mask: Tensor | None = None,
     scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     r"""Returns rows of the attention map: how much of every value some queries read.
 
     `clustered_attention` gives for such a query its row times V. Rows are not negative and sum to
-    one. Time and memory are O(N (G + R)).
+    one. Time and memory are O(N (G + R)). torch.compile and torch.export take it
+    without a mask, for one N.
 
     Args:
-        query: Q, [B, H, N, D].
+        query: Q, [B, H, N, D]; B and H may be left out, as in `clustered_attention`.
         key: K, [B, H, N, D].
         rows: Positions among the queries, [R] ints, the same for every sequence.
-        num_query_clusters, num_key_clusters, num_exact_keys, mask, scale: As `clustered_attention`.
+        num_query_clusters, num_key_clusters, num_exact_keys, mask, scale, enable_gqa: As
+            `clustered_attention`.
 
     Returns:
         [B, H, R, N], dtype of `query`; zero at padding and in the rows of padding.
@@ -47,25 +51,37 @@ def clustered_attention_rows(
         >>> clustered_attention_rows(q, k, rows=[0]).shape
         torch.Size([1, 8, 1, 2000])
     """
-    query, key = autocast_inputs(query, key)
-    check_query_key(query, key)
-    check_self_attention(query, key)
-    check_mask("mask", mask, (key.shape[0], key.shape[2]), key.device)
+    q, k = batched(query=query, key=key)
+    mask = batched_mask("mask", mask, key)
+    q, k = autocast_inputs(q, k)
+    if enable_gqa:
+        k = repeat_heads(k, "key", q)
+    check_query_key(q, k)
+    check_self_attention(q, k)
     budget = Budget(num_query_clusters, num_key_clusters, num_exact_keys)
     check_budget(budget)
-    rows = check_rows(rows, query.shape[2], query.device)
-    scale = softmax_scale(scale, query)
-    result = query.new_zeros(*query.shape[:2], len(rows), key.shape[2])
-    everywhere = torch.ones(query.shape[2], dtype=torch.bool, device=query.device)
-    with without_autocast(query):
-        for b in range(query.shape[0]):
-            real = everywhere if mask is None else mask[b]
-            asked = real[rows].nonzero()[:, 0]
-            place = real.cumsum(0)[rows[asked]] - 1  # among the real tokens
-            q, k = (x[b, :, real].to(accumulation_dtype(x.dtype)) for x in (query, key))
-            if len(asked):
-                part = _rows(scale * q, k, place, budget).to(result.dtype)
-                result[b, :, asked[:, None], real.nonzero()[:, 0]] = part
+    rows = check_rows(rows, q.shape[2], q.device)
+    with without_autocast(q):
+        result = _batch(q, k, rows, mask, softmax_scale(scale, q), budget)
+    return unbatched(result, query)
+
+
+def _batch(
+    query: Tensor, key: Tensor, rows: Tensor, mask: Tensor | None, scale: float, budget: Budget
+) -> Tensor:
+    """The rows of a batch [B, H, N, D], [B, H, R, N]."""
+    dtype, result = query.dtype, query.new_zeros(*query.shape[:2], len(rows), key.shape[2])
+    query, key = (x.to(accumulation_dtype(dtype)) for x in (query, key))
+    query = scale * query
+    if mask is None:
+        parts = [_rows(q, k, rows, budget).to(dtype) for q, k in zip(query, key, strict=True)]
+        return torch.stack(parts) if parts else result
+    for b, real in enumerate(mask):
+        asked = real[rows].nonzero()[:, 0]
+        place = real.cumsum(0)[rows[asked]] - 1  # among the real tokens
+        if len(asked):
+            part = _rows(query[b, :, real], key[b, :, real], place, budget).to(dtype)
+            result[b, :, asked[:, None], real.nonzero()[:, 0]] = part
     return result
 
 

@@ -5,7 +5,6 @@ Shapes: H heads, L tokens, D features; C clusters of at most S tokens.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +99,6 @@ def clusters_of(places: Tensor, count: int) -> Clusters:
     return Clusters(order.scatter_(1, places, tokens), sizes)
 
 
-@functools.lru_cache
 def cluster_sizes(length: int, count: int) -> tuple[int, ...]:
     """Returns how many tokens each cluster has; of two halves the first is never the smaller."""
     levels = min(length, count).bit_length() - 1

@@ -12,7 +12,13 @@ from nystromer.clustered.budget import Budget
 from nystromer.clustered.clusters import Clusters, bisected, clusters_of
 from nystromer.clustered.tables import gradients_of, make_tables, output_of
 from nystromer.precision import accumulation_dtype
-from nystromer.registration import empty_as, operation, refuse_second_derivative
+from nystromer.registration import (
+    derivative_of,
+    empty_as,
+    operation,
+    refuse_second_derivative,
+    shapes_of,
+)
 
 ROWS_A_THREAD = 2048  # tokens times heads at a time: their tables of a megabyte stay in cache
 
@@ -68,7 +74,7 @@ def _forward(
     return output
 
 
-@torch.library.register_fake("nystromer::clustered_forward")
+@shapes_of("clustered_forward")
 def _(query, key, value, mask, *rest):  # type: ignore[no-untyped-def]
     return _results(query, value, *rest[:3])
 
@@ -129,7 +135,7 @@ def _backward(
     return grads
 
 
-@torch.library.register_fake("nystromer::clustered_backward")
+@shapes_of("clustered_backward")
 def _(grad_output, query, key, value, *rest):  # type: ignore[no-untyped-def]
     return _gradients(query, key, value)
 
@@ -144,10 +150,8 @@ def _first(ctx: Any, grad_output: Tensor, *unused: Any) -> tuple[Tensor | None, 
     return *run(grad_output, *ctx.saved_tensors, *ctx.settings), *[None] * 5
 
 
-torch.library.register_autograd(
-    "nystromer::clustered_forward", _first, setup_context=_setup_context
-)
-refuse_second_derivative("nystromer::clustered_backward", "blocked")
+derivative_of("clustered_forward", _first, _setup_context)
+refuse_second_derivative("clustered_backward", "blocked")
 
 
 def _results(

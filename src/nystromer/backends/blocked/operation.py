@@ -1,6 +1,12 @@
-"""The forward and the backward over a batch, as operations for autograd and torch.compile."""
+"""The forward and the backward over a batch, as operations for autograd and torch.compile.
+
+A batch is [B, H, N, D] with masks, bool [B, N]. Packed sequences are [1, H, T, D], one behind the
+other, and `mask` and `query_mask` are their bounds, int [S + 1]: sequence s has the tokens
+bounds[s] ... bounds[s + 1] - 1. Both become a list of views, one for each sequence.
+"""
 
 # No `from __future__ import annotations` here: torch reads the signatures of the operations.
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -21,10 +27,17 @@ from nystromer.backends.blocked.inverse import (
 )
 from nystromer.backends.blocked.pairs import Pair, make_pairs, nystrom_index
 from nystromer.backends.blocked.products import present
-from nystromer.backends.blocked.sequences import Workspace
+from nystromer.backends.blocked.sequences import Sequence, Workspace
+from nystromer.checks import is_packed
 from nystromer.pinv import NORM_DIMS, Pinv, ridge_pinv, ridge_pinv_backward
 from nystromer.precision import accumulation_dtype
-from nystromer.registration import empty_as, make_differentiable, new_gradients, operation
+from nystromer.registration import (
+    empty_as,
+    make_differentiable,
+    new_gradients,
+    operation,
+    shapes_of,
+)
 
 ROWS_A_THREAD = 2048  # tokens of a block, of all its heads: half a megabyte a table stays in cache
 ROWS_OF_BFLOAT16 = 4096
@@ -77,15 +90,16 @@ def blocked_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns the output and the fields of `Small`."""
     pairs = make_pairs(query, key, mask, query_mask, num_landmarks)
-    work = _workspace(query, num_landmarks)
-    output, small = _results(query, value, num_landmarks)
-    for b, pair in enumerate(pairs):
+    work = _workspace(query, pairs, is_packed(query_mask), num_landmarks)
+    output, small = _results(query, value, query_mask, num_landmarks)
+    tokens = _sequences(pairs, (query, key, value, output), is_packed(mask))
+    for b, (pair, (q, k, _, _)) in enumerate(zip(pairs, tokens, strict=True)):
         given = None
         if query_landmarks is not None and key_landmarks is not None:
             given = (query_landmarks[b], key_landmarks[b])
-        _set_landmarks(pair, query[b], key[b], given, small.of(b, pair))
+        _set_landmarks(pair, q, k, given, small.of(b, pair))
     taps = None if conv_weight is None else toeplitz(conv_weight.to(work.factor_dtype))
-    parts = _parts(work, pairs, (query, key, value, output), small, taps)
+    parts = _parts(work, pairs, tokens, small, taps)
     for part in parts:
         _gather(part, scale, work)
     pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
@@ -95,17 +109,33 @@ def blocked_forward(
     return output, *small
 
 
+def _sequences(
+    pairs: list[Pair], tokens: tuple[Tensor, Tensor, Tensor, Tensor], packed: bool
+) -> list[tuple[Tensor, ...]]:
+    """Of every sequence its queries, keys, values and outputs, views [H, n, D].
+
+    tokens: those of the batch, [B, H, N, D], or of packed sequences, [1, H, T, D].
+    """
+    queries, keys = [pair.queries for pair in pairs], [pair.keys for pair in pairs]
+
+    def views(x: Tensor, of: list[Sequence]) -> Iterable[Tensor]:
+        return x[0].split([sequence.length for sequence in of], 1) if packed else x
+
+    sides = (queries, keys, keys, queries)
+    return list(zip(*map(views, tokens, sides), strict=True))
+
+
 def _parts(
     work: Workspace,
     pairs: list[Pair],
-    tokens: tuple[Tensor, Tensor, Tensor, Tensor],
+    tokens: list[tuple[Tensor, ...]],
     small: Small,
     taps: Tensor | None,
 ) -> list[Part]:
-    """Cuts a batch into parts. tokens: the fields of `Part`, [B, ...]."""
+    """Cuts a batch into parts. tokens: of every sequence the fields of `Part`, [H, ...]."""
     parts = []
     for b, pair in enumerate(pairs):
-        views = work.split(*(x[b] for x in tokens), *small.of(b, pair), taps)
+        views = work.split(*tokens[b], *small.of(b, pair), taps)
         parts += [Part(pair, q, k, v, o, Small(*few), taps) for q, k, v, o, *few, taps in views]
     return parts
 
@@ -170,10 +200,10 @@ def _solve(small: Small, chosen: list[int] | slice | None, scale: float, pinv: P
         small.context[chosen] = apply_inverse(kernel_2, norm, gathered, pinv.iterations)
 
 
-@torch.library.register_fake("nystromer::blocked_forward")
+@shapes_of("blocked_forward")
 def _(query, key, value, *rest):  # type: ignore[no-untyped-def]
-    num_landmarks = rest[5]
-    output, small = _results(query, value, num_landmarks)
+    query_mask, num_landmarks = rest[1], rest[5]
+    output, small = _results(query, value, query_mask, num_landmarks)
     return output, *small
 
 
@@ -203,13 +233,15 @@ def blocked_backward(
     grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde = grads
     grad_small = Small(grad_q_tilde, grad_k_tilde, *map(torch.zeros_like, small[2:]))
     pairs = make_pairs(query, key, mask, query_mask, q_tilde.shape[2])
-    work = _workspace(query, q_tilde.shape[2])
+    work = _workspace(query, pairs, is_packed(query_mask), q_tilde.shape[2])
     taps = table = None
     if conv_weight is not None:
         taps = toeplitz(conv_weight.flip(1).to(work.factor_dtype))
         table = work.zeros(*taps.shape)
-    tokens = (query, key, value, grad_output)
-    grad_tokens = (grad_query, grad_key, grad_value, grad_output)
+    inputs = (query, key, value, grad_output)
+    tokens = _sequences(pairs, inputs, is_packed(mask))
+    grad_inputs = (grad_query, grad_key, grad_value, grad_output)
+    grad_tokens = _sequences(pairs, grad_inputs, is_packed(mask))
     parts = _parts(work, pairs, tokens, small, taps)
     part_grads = _parts(work, pairs, grad_tokens, grad_small, table)
     both = list(zip(parts, part_grads, strict=True))
@@ -316,9 +348,11 @@ def _solve_backward(
 make_differentiable("blocked")
 
 
-def _workspace(query: Tensor, num_landmarks: int) -> Workspace:
+def _workspace(query: Tensor, pairs: list[Pair], packed: bool, num_landmarks: int) -> Workspace:
     """Makes scratch memory for one head at a time if oneDNN multiplies, else for a full block."""
     _, all_heads, tokens, dim = query.shape
+    if packed:
+        tokens = max((pair.queries.length for pair in pairs), default=0)
     threads = torch.get_num_threads()
     rows, least = ROWS_A_THREAD * threads, PRODUCTS_A_THREAD * threads
     if query.dtype == torch.bfloat16:
@@ -332,11 +366,16 @@ def _workspace(query: Tensor, num_landmarks: int) -> Workspace:
     return Workspace(query, accumulation_dtype(query.dtype), heads, block)
 
 
-def _results(query: Tensor, value: Tensor, num_landmarks: int) -> tuple[Tensor, Small]:
+def _results(
+    query: Tensor, value: Tensor, query_mask: Tensor | None, num_landmarks: int
+) -> tuple[Tensor, Small]:
     dtype = accumulation_dtype(query.dtype)
+    count, heads = query.shape[:2]
+    if query_mask is not None and is_packed(query_mask):
+        count = query_mask.shape[0] - 1
 
     def small(dim: int) -> Tensor:
-        return query.new_zeros(*query.shape[:2], num_landmarks, dim, dtype=dtype)
+        return query.new_zeros(count, heads, num_landmarks, dim, dtype=dtype)
 
     dim, value_dim = query.shape[3], value.shape[3]
     dims = (dim, dim, value_dim, value_dim, 1)  # of the fields of `Small`

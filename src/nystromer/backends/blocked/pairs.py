@@ -48,7 +48,7 @@ class Pair:
 def make_pairs(
     query: Tensor, key: Tensor, mask: Tensor | None, query_mask: Tensor | None, num_landmarks: int
 ) -> list[Pair]:
-    """Makes one pair for every sequence of the batch."""
+    """Makes one pair for every sequence of the batch, or of the packed sequences."""
     keys = sequences(mask, key.shape[0], key.shape[2])
     same = query_mask is mask and query.shape[2] == key.shape[2]
     queries = keys if same else sequences(query_mask, query.shape[0], query.shape[2])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nystromer.backends.blocked import products
+from nystromer.checks import is_packed, packed_lengths
 from nystromer.landmarks import means_of_run, spread_over_run_
 
 SAMPLE = 256
@@ -217,9 +218,11 @@ def all_tokens(n: int) -> Sequence:
 
 
 def sequences(mask: Tensor | None, batch: int, n: int) -> list[Sequence]:
-    """Finds the real tokens of every sequence of a batch. mask: bool [B, N] or None."""
+    """Finds the real tokens of every sequence. mask: bool [B, N], None, or packed bounds."""
     if mask is None:
         return [all_tokens(n)] * batch
+    if is_packed(mask):
+        return [all_tokens(length) for length in packed_lengths("cu_seqlens", mask, n)]
     found = []
     for row in mask:
         positions = row.nonzero()[:, 0]
