@@ -28,7 +28,7 @@ class Array:
         name: Of the array in it.
         shape: As it is stored.
         dtype: That `read` gives.
-        reader: Reads the array of that name from the file.
+        reader: Reads the array of that name, or some columns of it, from the file.
         attributes: What else the file says of it.
     """
 
@@ -36,17 +36,17 @@ class Array:
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    reader: Callable[[Path, str], Tensor]
+    reader: Callable[[Path, str, slice | None], Tensor]
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
-    def read(self) -> Tensor:
-        """Returns the array in the dtype in which it is stored.
+    def read(self, columns: slice | None = None) -> Tensor:
+        """Returns the array, or some of its columns, in the dtype in which it is stored.
 
         Raises:
             ValueError: If the file is damaged.
         """
         with readable(self.path):
-            return self.reader(self.path, self.name)
+            return self.reader(self.path, self.name, columns)
 
 
 @dataclass(frozen=True)

@@ -91,27 +91,32 @@ def torch_save(path: Path) -> Contents:
     )
 
 
-def _read_hdf5(path: Path, name: str) -> Tensor:
+def _read_hdf5(path: Path, name: str, columns: slice | None) -> Tensor:
     with _h5py().File(path, "r") as file:
-        return as_tensor(file[name][()])
+        return as_tensor(_part(file[name], columns))
 
 
-def _read_npy(path: Path, name: str) -> Tensor:
-    return as_tensor(np.load(path, allow_pickle=False))
+def _read_npy(path: Path, name: str, columns: slice | None) -> Tensor:
+    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    return as_tensor(np.array(_part(mapped, columns)))
 
 
-def _read_npz(path: Path, name: str) -> Tensor:
+def _read_npz(path: Path, name: str, columns: slice | None) -> Tensor:
     with np.load(path, allow_pickle=False) as file:
-        return as_tensor(file[name])
+        return as_tensor(_part(file[name], columns))
 
 
-def _read_safetensors(path: Path, name: str) -> Tensor:
+def _read_safetensors(path: Path, name: str, columns: slice | None) -> Tensor:
     with _safetensors(path) as file:
-        return file.get_tensor(name)
+        return _part(file.get_tensor(name), columns)
 
 
-def _read_torch(path: Path, name: str) -> Tensor:
-    return _load_torch(path)[name].clone()
+def _read_torch(path: Path, name: str, columns: slice | None) -> Tensor:
+    return _part(_load_torch(path)[name], columns).clone()
+
+
+def _part(array: Any, columns: slice | None) -> Any:
+    return array[...] if columns is None else array[..., columns]
 
 
 def _load_torch(path: Path) -> Mapping[str, Tensor]:
