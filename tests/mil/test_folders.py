@@ -88,6 +88,16 @@ def test_trident_may_say_nothing(h5, tmp_path):
     assert bags[0].coords() is None
 
 
+def test_trident_may_have_coordinates_twice(write, h5):
+    trident = write("trident")
+    features, coords = trident.bags["s1"]
+    path = find_bags(trident.root)[0].path
+    h5(path, features=(features, {"encoder": b"uni"}), coords=coords)
+    bag = find_bags(trident.root)[0]
+    assert (bag.encoder, bag.patch_size, bag.magnification) == ("uni", 512, 20)
+    np.testing.assert_array_equal(bag.coords().numpy(), coords)
+
+
 def test_slideflow_says_magnification_in_words(write):
     bags = write("slideflow")
     config = bags.root / "bags_config.json"
@@ -178,6 +188,11 @@ def test_a_folder_without_bags_is_one_sentence(tmp_path):
     one_sentence(tmp_path / "empty.csv", "has no rows")
     (tmp_path / "nameless.csv").write_text("f,g\n1,2\n")
     one_sentence(tmp_path / "nameless.csv", "has no column for a bag's name; it has f, g")
+
+
+def test_names_of_a_table_stay_as_they_are_written(tmp_path):
+    (tmp_path / "bags.csv").write_text("Bag,f\n007,1\n007,2\n1e3,3\n")
+    assert [bag.id for bag in find_bags(tmp_path)] == ["007", "1e3"]
 
 
 def test_scan_goes_on_after_a_broken_file(write):

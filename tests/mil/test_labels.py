@@ -110,6 +110,15 @@ def test_survival_and_classes_may_stand_in_one_table(table):
     }  # fmt: skip
 
 
+def test_survival_that_is_unclear_stops_only_who_needs_it(table):
+    path = table("slide_id,label,os_months,os_status\ns1,A,4,1:DECEASED\n")
+    labels = read_labels(path)
+    assert labels.cases == {"s1": Case(label="A")}
+    assert "'os_status' in" in labels.unread
+    with pytest.raises(ValueError, match=r"'os_status' in .* does not say"):
+        read_labels(path, time_column="os_months")
+
+
 def test_one_time_of_several_is_chosen(table):
     path = table("slide_id,os_days,os_event,dss_days,dss_censorship\ns1,1,1,2,1\n")
     with pytest.raises(
@@ -145,6 +154,8 @@ def test_other_tables_are_one_sentence(table, text, options, message):
 def test_a_missing_table_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"no.csv cannot be read as a table: No such file"):
         read_labels(tmp_path / "no.csv")
+    with pytest.raises(ValueError, match=r"must be .csv, .tsv, .parquet, got .*a.xlsx; save it as"):
+        read_labels(tmp_path / "a.xlsx")
     with pytest.raises(ValueError, match=r"There is no .*none; name a file or folder of splits"):
         read_splits(tmp_path / "none")
     with pytest.raises(ValueError, match=r"has no splits; splits_0.csv, fold0.csv or splits.csv"):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+SUFFIXES = (".csv", ".tsv", ".parquet")
 BAG = ("slide_id", "slide", "bag", "bag_id", "bag_name", "filename", "slide_name", "image_id", "id")
 PATIENT = ("case_id", "patient", "patient_id", "case")
 LABEL = ("label", "bag_label", "target", "class", "y_true")
@@ -13,7 +14,11 @@ KNOWN = {*BAG, *PATIENT, *LABEL, "x", "y", "instance", "instance_id", "instance_
 
 
 def read_table(path: Path, *, text: bool = True) -> Any:
-    """Returns a CSV, TSV or Parquet file as a pandas table; with `text`, every cell is a string.
+    """Returns a CSV, TSV or Parquet file as a pandas table.
+
+    Args:
+        path: The file.
+        text: Every cell is a string; else only names are, so that 007 stays 007.
 
     Raises:
         ValueError: If the file cannot be read or has no rows.
@@ -23,13 +28,17 @@ def read_table(path: Path, *, text: bool = True) -> Any:
         import pandas
     except ImportError as error:
         raise ImportError("Tables need pandas: pip install nystromer[mil].") from error
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"A table must be {', '.join(SUFFIXES)}, got {path}; save it as .csv.")
     try:
-        if path.suffix.lower() == ".parquet":
+        if suffix == ".parquet":
             table = pandas.read_parquet(path)
             table = table.astype(str).where(table.notna(), None) if text else table
         else:
-            separator = "\t" if path.suffix.lower() == ".tsv" else ","
-            table = pandas.read_csv(path, sep=separator, dtype=str if text else None)
+            names = {x for name in BAG for x in (name, name.upper(), name.capitalize())}
+            dtype: Any = str if text else dict.fromkeys(names, str)
+            table = pandas.read_csv(path, sep="\t" if suffix == ".tsv" else ",", dtype=dtype)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise ValueError(f"{path} cannot be read as a table: {reason.rstrip('. ')}.") from error

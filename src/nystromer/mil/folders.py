@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from nystromer.mil.bags import Bag
+from nystromer.mil.columns import SUFFIXES
 from nystromer.mil.formats import FORMATS, read_bag, tables
 
 Track = Callable[[Sequence[Path]], Iterable[Path]]
@@ -59,7 +60,7 @@ def scan(folder: str | Path, *, track: Track = iter) -> Iterator[Bag | ValueErro
             count += 1
             yield found
     if not count:
-        for path in [x for x in files if x.suffix.lower() in tables.SUFFIXES]:
+        for path in [x for x in files if x.suffix.lower() in SUFFIXES]:
             bags = _bags_of_table(path, folder.is_file())
             count += len(bags)
             yield from bags

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nystromer.mil.columns import SUFFIXES as TABLES
+
 FEATURES = (".h5", ".hdf5", ".npy", ".npz", ".pt", ".pth", ".safetensors")
-TABLES = (".csv", ".tsv", ".parquet")
 SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")
 OTHER_SLIDES = (".czi", ".dcm", ".qptiff", ".isyntax", ".jpg", ".jpeg", ".png")
 SUFFIXES = (*FEATURES, *TABLES, *SLIDES, *OTHER_SLIDES)

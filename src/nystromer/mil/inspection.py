@@ -45,6 +45,8 @@ def lines_of_labels(cohort: Cohort, labels: Labels) -> list[Line]:
         seen = sum(case.event is True for case in known)
         rest = sum(case.event is False for case in known)
         lines.append(("survival", f"{seen:,} events, {rest:,} censored; {labels.survival}"))
+    if labels.unread is not None:
+        lines.append(("survival", f"not read: {labels.unread}"))
     patients = {case.patient for case in known if case.patient is not None}
     lines.append(("patients", f"{len(patients):,}" if patients else "not said"))
     lines.append(("features without label", _missing(cohort.unlabelled)))

@@ -46,11 +46,13 @@ class Labels:
         cases: What is known of every slide, by its name without suffix.
         survival: The columns of survival, if there are any.
         label_column: The column of the classes, if there is one.
+        unread: Why columns of survival beside the classes are not understood, if they are not.
     """
 
     cases: dict[str, Case]
     survival: SurvivalColumns | None = None
     label_column: str | None = None
+    unread: str | None = None
 
     def classes(self) -> list[str]:
         """Returns the names of the classes, sorted: their order in every output."""
@@ -87,7 +89,7 @@ def read_labels(
     table = read_table(path)
     if is_fold(table.columns):
         return Labels(_unique(_cases_of_fold(table), path), label_column="label")
-    survival = survival_columns(table.columns, path, time_column)
+    survival, unread = _survival(table, path, label_column, time_column)
     patient = find(table.columns, PATIENT)
     name = find(table.columns, BAG) if slides is None else None
     name = name or patient or column(table, BAG + PATIENT, path, "the name of a slide")
@@ -95,7 +97,19 @@ def read_labels(
     cases = _unique(_cases(table, name, patient, label, survival), path)
     if slides is not None:
         cases = dict(_cases_of_slides(Path(slides), cases))
-    return Labels(cases, survival, label)
+    return Labels(cases, survival, label, unread)
+
+
+def _survival(
+    table: Any, path: Path, label_column: str | None, time_column: str | None
+) -> tuple[SurvivalColumns | None, str | None]:
+    """Survival that is not understood is no error where classes are there to be learnt."""
+    try:
+        return survival_columns(table.columns, path, time_column), None
+    except ValueError as error:
+        if time_column is not None or not (label_column or find(table.columns, LABEL)):
+            raise
+        return None, str(error)
 
 
 def _label_column(

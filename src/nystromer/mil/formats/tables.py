@@ -17,8 +17,6 @@ from nystromer.mil.bags import Bag
 from nystromer.mil.columns import BAG, KNOWN, column, read_table
 from nystromer.mil.ids import slide_id
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
-
 
 def bags_of(path: Path) -> list[Bag]:
     """Returns the bags of a table, in the order in which they begin.
