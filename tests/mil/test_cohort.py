@@ -49,6 +49,7 @@ def test_a_bag_without_patches_has_no_features(write):
     cohort = gather(find_bags(folder.root), labels(s1=A, s2=B))
     assert cohort.featureless == ["s1"]
     assert [bag.id for bag in cohort.bags] == ["s2"]
+    assert gather(find_bags(folder.root)).featureless == ["s1"]
 
 
 def test_features_must_be_alike(bags):

@@ -1,7 +1,7 @@
 """The same bags in every format: the same features, coordinates and predictions."""
 
 import pickle
-import subprocess
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -155,13 +155,27 @@ def test_damage_that_only_reading_finds_is_one_sentence(tmp_path):
     one_sentence(tmp_path, r"a.h5 cannot be read")
 
 
+class Code:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 def test_pickled_objects_are_not_opened(tmp_path):
     (tmp_path / "a").mkdir()
-    torch.save({"features": torch.ones(3, 2), "f": subprocess.run}, tmp_path / "a/a.pt")
+    torch.save({"features": torch.ones(3, 2), "f": Code(tmp_path / "ran")}, tmp_path / "a/a.pt")
     one_sentence(tmp_path / "a", "holds Python objects, which could run code, and is not opened")
     (tmp_path / "b").mkdir()
-    np.save(tmp_path / "b/b.npy", np.array([{}], object))
-    one_sentence(tmp_path / "b", "b.npy cannot be read")
+    np.save(tmp_path / "b/b.npy", np.array([Code(tmp_path / "ran")], object))
+    one_sentence(tmp_path / "b", r"b.npy cannot be read")
+    (tmp_path / "c").mkdir()
+    np.savez(tmp_path / "c/c.npz", features=np.array([Code(tmp_path / "ran")], object))
+    one_sentence(tmp_path / "c", r"has no features")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_features_must_be_finite(tmp_path):
