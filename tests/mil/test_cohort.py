@@ -25,6 +25,7 @@ def test_bags_with_labels_are_kept_and_the_others_named(bags):
     cohort = gather(bags, labels(s1=A, s3=B, s8=B, s2=Case("p1")))
     assert [bag.id for bag in cohort.bags] == ["s1", "s3"]
     assert cohort.cases == {"s1": A, "s3": B}
+    assert [bag.patient for bag in cohort.bags] == ["p1", "p2"]
     assert (cohort.unlabelled, cohort.featureless) == (["s2"], ["s8"])
     cohort.check(skip_missing=True)
     with pytest.raises(
@@ -68,6 +69,7 @@ def test_a_patient_is_one_bag(bags):
     assert cohort.cases == {"p1": A, "p2": B}
     expected = torch.cat([bags[0].features(), bags[1].features()])
     assert torch.equal(cohort.bags[0].features(), expected)
+    assert [bag.patient for bag in (cohort.bags[0], *cohort.bags[0].slides)] == ["p1"] * 3
     with pytest.raises(ValueError, match="The slides of p1 have different labels"):
         gather(bags, labels(s1=A, s2=replace(A, label="B"), s3=B), by="patient")
     with pytest.raises(ValueError, match="needs the patient of every slide, got none of s3"):

@@ -1,6 +1,7 @@
 """The same bags in every format: the same features, coordinates and predictions."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import h5py
@@ -188,6 +189,26 @@ def test_features_must_be_finite(tmp_path):
 def test_coordinates_must_belong_to_the_features(h5, tmp_path):
     h5(tmp_path / "a.h5", features=np.ones((5, 3)), coords=np.ones((4, 2)))
     one_sentence(tmp_path, r"one x and y for each of the 5 patches .* got .* shape \[4, 2\]")
+
+
+def test_features_of_another_shape_are_not_passed_over(h5, tmp_path):
+    h5(tmp_path / "a.h5", features=np.ones((1, 5, 3)))
+    one_sentence(tmp_path, r"a.h5 must hold features \[N, D\], got \[1, 5, 3\]; write one row")
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "message"),
+    [
+        ("stamp", "h5py", "HDF5 files need h5py"),
+        ("safetensors", "safetensors", "safetensors files need safetensors"),
+        ("table", "pandas", "Tables need pandas"),
+    ],
+)
+def test_a_missing_library_is_named(write, monkeypatch, name, library, message):
+    folder = write(name).root
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"{message}: pip install nystromer\[mil\]"):
+        find_bags(folder)
 
 
 def test_a_folder_without_bags_is_one_sentence(tmp_path):

@@ -33,6 +33,7 @@ class Bag:
         encoder: The model that made the features.
         magnification: At which the encoder saw the patches; 10 micrometres a pixel divided by
             those of the patch where only they are known.
+        patient: Whose slide it is, once `gather` has put the labels to it.
         slides: The slides of a patient's bag, in the order of its patches.
     """
 
@@ -48,6 +49,7 @@ class Bag:
     patch_size: float | None = None
     encoder: str | None = None
     magnification: float | None = None
+    patient: str | None = None
     slides: tuple[Bag, ...] = ()
 
     def features(self) -> Tensor:
@@ -141,6 +143,7 @@ def join(patient: str, slides: Sequence[Bag]) -> Bag:
         first.patch_size,
         first.encoder,
         first.magnification,
+        patient,
         tuple(slides),
     )
 

@@ -84,7 +84,11 @@ def gather(bags: Sequence[Bag], labels: Labels | None = None, *, by: str = "slid
     cases = {x: case for x, case in known.items() if x in have}
     unlabelled = [] if labels is None else sorted(have - known.keys())
     empty = {bag.id for bag in bags} - have
-    usable = [bag for bag in bags if bag.num_patches and (labels is None or bag.id in cases)]
+    usable = [
+        replace(bag, patient=cases.get(bag.id, Case()).patient)
+        for bag in bags
+        if bag.num_patches and (labels is None or bag.id in cases)
+    ]
     featureless = sorted((known.keys() - have) | empty)
     twice = duplicates(bags)
     if by == "patient":
@@ -104,17 +108,17 @@ def _by_patient(bags: Iterable[Bag], cases: dict[str, Case]) -> tuple[list[Bag],
     slides: dict[str, list[Bag]] = {}
     of_patient: dict[str, Case] = {}
     for bag in bags:
-        case = cases.get(bag.id, Case())
-        if case.patient is None:
+        if bag.patient is None:
             raise ValueError(
                 f"`--bag patient` needs the patient of every slide, got none of {bag.id}; add a "
                 "column case_id to the labels, or give STAMP's slide table by --slides."
             )
-        slides.setdefault(case.patient, []).append(bag)
-        first = of_patient.setdefault(case.patient, case)
+        case = cases[bag.id]
+        slides.setdefault(bag.patient, []).append(bag)
+        first = of_patient.setdefault(bag.patient, case)
         if replace(case, patient=None) != replace(first, patient=None):
             raise ValueError(
-                f"The slides of {case.patient} have different labels ({first.label} and "
+                f"The slides of {bag.patient} have different labels ({first.label} and "
                 f"{case.label}, say), and one bag has one; use --bag slide."
             )
     return [join(name, parts) for name, parts in slides.items()], of_patient

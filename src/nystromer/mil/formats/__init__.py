@@ -32,8 +32,14 @@ def read_bag(path: Path) -> Bag | None:
     """Returns the bag in a file, or None if it holds something else: labels, coordinates, weights.
 
     Raises:
-        ValueError: If the file is damaged, or its coordinates do not belong to its features.
+        ValueError: If the file is damaged, its features are of another shape, or its coordinates do
+            not belong to them.
     """
     held = contents(path)
+    features = held.first("features", "feats")
+    if features is not None and len(features.shape) > 2:
+        raise ValueError(
+            f"{path} must hold features [N, D], got {list(features.shape)}; write one row a patch."
+        )
     found = (bag_of(held) for bag_of in FORMATS[path.suffix.lower()])
     return next((bag for bag in found if bag is not None), None)
