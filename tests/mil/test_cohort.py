@@ -28,11 +28,11 @@ def test_bags_with_labels_are_kept_and_the_others_named(bags):
     assert [bag.patient for bag in cohort.bags] == ["p1", "p2"]
     assert (cohort.unlabelled, cohort.featureless) == (["s2"], ["s8"])
     cohort.check(skip_missing=True)
-    with pytest.raises(
-        ValueError, match=r"1 slide \(s2\) has features and no label; add .*--skip-"
-    ):
+    with pytest.raises(ValueError, match=r"1 slide \(s2\) has no label; add .*--skip-"):
         cohort.check()
-    with pytest.raises(ValueError, match=r"2 slides \(s8, s9\) have a label and no features"):
+    with pytest.raises(
+        ValueError, match=r"2 slides \(s8, s9\) have no features; encode what is missing"
+    ):
         gather(bags, labels(s1=A, s2=A, s3=B, s8=B, s9=B)).check()
     with pytest.raises(ValueError, match="No slide has both features and a label; do their names"):
         gather(bags, labels(x=A)).check(skip_missing=True)
@@ -59,6 +59,9 @@ def test_features_must_be_alike(bags):
         gather([bags[0], replace(bags[1], width=9), bags[2]], everything).check()
     with pytest.raises(ValueError, match=r"one encoder, got .*uni in s3"):
         gather([*bags[:2], replace(bags[2], encoder="uni")], everything).check()
+    alike = gather([bags[0], replace(bags[1], width=9), bags[2]], everything, by="patient")
+    with pytest.raises(ValueError, match=r"one width, got"):  # in one patient's bag
+        alike.check()
     with pytest.raises(ValueError, match=r"1 slide \(s1\) is in more than one file"):
         gather([*bags, bags[0]], everything).check()
 

@@ -74,7 +74,7 @@ def test_what_is_missing_is_listed_and_skipped_on_request(inspect, write, labels
     assert re.search(r"features without label +1: s3", shown)
     assert re.search(r"labels without features +1: s7", shown)
     assert (code, error.count("\n")) == (2, 0)
-    assert "1 slide (s3) has features and no label" in error
+    assert "1 slide (s3) has no label" in error
     assert inspect(folder, "--labels", labels, "--skip-missing")[0] == 0
 
 

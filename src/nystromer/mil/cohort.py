@@ -30,6 +30,10 @@ class Cohort:
     featureless: list[str]
     duplicates: list[str]
 
+    def slides(self) -> list[Bag]:
+        """Returns the slides of all bags."""
+        return [slide for bag in self.bags for slide in (bag.slides or (bag,))]
+
     def check(self, *, skip_missing: bool = False) -> None:
         """Says what stands in the way of a training.
 
@@ -44,8 +48,8 @@ class Cohort:
                 f"{_slides(self.duplicates)} in more than one file; name a folder with one of them."
             )
         for names, what, instead in (
-            (self.unlabelled, "features and no label", "add to the table"),
-            (self.featureless, "a label and no features", "encode"),
+            (self.unlabelled, "no label", "add to the table"),
+            (self.featureless, "no features", "encode"),
         ):
             if names and not skip_missing:
                 raise ValueError(
@@ -55,7 +59,7 @@ class Cohort:
         if not self.bags:
             raise ValueError("No slide has both features and a label; do their names agree?")
         for what, of in (("width", width_of), ("encoder", encoder_of)):
-            groups = {of(bag): bag.id for bag in reversed(self.bags)}
+            groups = {of(slide): slide.id for slide in reversed(self.slides())}
             if len(groups) > 1:
                 seen = " and ".join(
                     f"{value} in {name}" for value, name in list(groups.items())[:2]

@@ -57,7 +57,7 @@ def lines_of_labels(cohort: Cohort, labels: Labels) -> list[Line]:
 def lines_of_split(split: Split, cohort: Cohort, labels: Labels | None) -> list[Line]:
     """Returns how many slides the parts of a split have, and who stands in two of them."""
     sizes = ", ".join(f"{part} {len(slides):,}" for part, slides in split.parts.items())
-    have = {slide.id for bag in cohort.bags for slide in (bag.slides or (bag,))}
+    have = {slide.id for slide in cohort.slides()}
     lacking = sorted({x for slides in split.parts.values() for x in slides} - have)
     patients = {} if labels is None else labels.patients()
     leaks = [f"{who} ({' and '.join(parts)})" for who, parts in split.leaks(patients).items()]
