@@ -68,14 +68,24 @@ def test_the_polarity_of_survival_is_shown(inspect, write, labels):
 
 
 def test_what_is_missing_is_listed_and_skipped_on_request(inspect, write, labels):
-    labels.write_text("slide_id,label\ns1,A\ns2,B\ns7,B\n")
+    labels.write_text("slide_id,label\ns1,A\ns2,B\ns7[b],B\n")
     folder = write("npy").root
     code, shown, error = inspect(folder, "--labels", labels)
     assert re.search(r"features without label +1: s3", shown)
-    assert re.search(r"labels without features +1: s7", shown)
+    assert re.search(r"labels without features +1: s7\[b\]", shown)
     assert (code, error.count("\n")) == (2, 0)
     assert "1 slide (s3) has no label" in error
     assert inspect(folder, "--labels", labels, "--skip-missing")[0] == 0
+
+
+def test_names_that_several_files_have_are_listed(inspect, write):
+    write("npy", "both/"), write("pt", "both/more")
+    code, shown, error = inspect("both")
+    assert re.search(r"names of several files +3: s1, s2, s3", shown)
+    assert (code, error) == (
+        2,
+        "3 slides (s1, s2, s3) are in more than one file; name a folder with one of them.",
+    )
 
 
 def test_patients_in_two_parts_are_shown(inspect, write, labels, tmp_path):

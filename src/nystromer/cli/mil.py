@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -66,7 +67,7 @@ def inspect(
     """
     from nystromer.mil import gather, read_labels, read_splits
     from nystromer.mil.folders import scan
-    from nystromer.mil.inspection import lines_of_bags, lines_of_labels, lines_of_split
+    from nystromer.mil.inspection import how_many, lines_of_bags, lines_of_labels, lines_of_split
 
     if output is not None and (
         output.exists() or output.suffix != ".png" or not output.parent.is_dir()
@@ -87,13 +88,13 @@ def inspect(
     shown = cohort.bags or bags
     lines = lines_of_bags(shown) if shown else []
     lines += [] if said is None else lines_of_labels(cohort, said)
-    lines += [("names of several files", str(len(cohort.duplicates)))]
+    lines += [("names of several files", how_many(cohort.duplicates))]
     lines += [("files that cannot be read", str(len(broken)))]
     for split in every_split:
         lines += lines_of_split(split, cohort, said)
     table = Table(box=SIMPLE, show_header=False)
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(escape, line))
     Console().print(table)
     if output is not None and cohort.bags:
         _draw(cohort, output)

@@ -13,6 +13,7 @@ from nystromer.mil.labels import Labels
 from nystromer.mil.splits import Split
 
 Line = tuple[str, str]
+NAMED = 20  # slides, at most
 
 
 def lines_of_bags(bags: Sequence[Bag]) -> list[Line]:
@@ -49,8 +50,8 @@ def lines_of_labels(cohort: Cohort, labels: Labels) -> list[Line]:
         lines.append(("survival", f"not read: {labels.unread}"))
     patients = {case.patient for case in known if case.patient is not None}
     lines.append(("patients", f"{len(patients):,}" if patients else "not said"))
-    lines.append(("features without label", _missing(cohort.unlabelled)))
-    lines.append(("labels without features", _missing(cohort.featureless)))
+    lines.append(("features without label", how_many(cohort.unlabelled)))
+    lines.append(("labels without features", how_many(cohort.featureless)))
     return lines
 
 
@@ -61,8 +62,13 @@ def lines_of_split(split: Split, cohort: Cohort, labels: Labels | None) -> list[
     lacking = sorted({x for slides in split.parts.values() for x in slides} - have)
     patients = {} if labels is None else labels.patients()
     leaks = [f"{who} ({' and '.join(parts)})" for who, parts in split.leaks(patients).items()]
-    lines = [(f"split {split.name}", sizes), ("  in two parts", _missing(leaks))]
-    return lines + ([("  without features or label", _missing(lacking))] if lacking else [])
+    lines = [(f"split {split.name}", sizes), ("  in two parts", how_many(leaks))]
+    return lines + ([("  without features or label", how_many(lacking))] if lacking else [])
+
+
+def how_many(names: list[str]) -> str:
+    """Returns the number of names, and the first NAMED of them."""
+    return f"{len(names):,}: {listed(names, NAMED)}" if names else "0"
 
 
 def _counted(bags: Iterable[Bag], of: Callable[[Bag], object]) -> str:
@@ -71,10 +77,6 @@ def _counted(bags: Iterable[Bag], of: Callable[[Bag], object]) -> str:
     if len(named) == 1:
         return named[0][0]
     return ", ".join(f"{name} ({count:,})" for name, count in named)
-
-
-def _missing(names: list[str]) -> str:
-    return f"{len(names):,}: {listed(names, 5)}" if names else "0"
 
 
 def _times(magnification: float | None) -> str | None:
