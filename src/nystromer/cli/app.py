@@ -7,6 +7,7 @@ import typer
 from nystromer.cli.encoders import calibrate, convert, inspect
 from nystromer.cli.lra import lra, lra_data
 from nystromer.cli.measuring import bench, demo
+from nystromer.cli.mil import mil
 from nystromer.cli.pretraining import pretrain
 from nystromer.cli.training import predict, train
 
@@ -18,3 +19,4 @@ app = typer.Typer(
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(mil, name="mil")

@@ -1,0 +1,192 @@
+"""TransMIL (Shao et al. 2021, arXiv:2106.00908) on our operation; its twin with exact attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nystromer.checks import check_positive
+from nystromer.compat.lucidrains import NystromAttention
+from nystromer.mil.models.batch import pad_bags, real_patches
+
+MODES = ("fixed", "legacy", "exact")
+
+
+class TransMIL(nn.Module):
+    r"""Patches embedded, repeated up to a square, two attentions around a pyramid of convolutions.
+
+    h = relu(W x) of N patches, of which the first are repeated until there are S² ≥ N; a class
+    token in front; x + attention(norm(x)); PPEG, convolutions over the S x S square; the second
+    attention; norm and head of the class token. A bag in a batch gets what it gets alone.
+
+    Args:
+        width: D, features of a patch.
+        num_classes: Logits of a bag.
+        mode: "fixed": the operation of this library. "legacy": the numbers of nystrom-attention
+            0.0.14, which published weights were trained with. "exact": softmax attention.
+        embed_dim: C; a head has C / num_heads features.
+        num_heads: H.
+        num_landmarks: M; half of embed_dim if None.
+        conv_kernel_size: Taps of the convolution over values; None leaves it out.
+        num_layers: Attentions; the PPEG stands behind the first.
+        dropout: On the output of every attention.
+        relu: Whether the embedding ends in a ReLU, which torchmil leaves out.
+
+    Raises:
+        ValueError: If the mode is none of the three or C is no multiple of H.
+
+    Example:
+        >>> import torch
+        >>> model = TransMIL(width=384, num_classes=2, embed_dim=64)
+        >>> model(torch.randn(1, 1000, 384)).shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        *,
+        mode: str = "fixed",
+        embed_dim: int = 512,
+        num_heads: int = 8,
+        num_landmarks: int | None = None,
+        conv_kernel_size: int | None = 33,
+        num_layers: int = 2,
+        dropout: float = 0.1,
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
+        check_positive("num_heads", num_heads)
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"`embed_dim` must be a multiple of num_heads={num_heads}, got {embed_dim}."
+            )
+        landmarks = embed_dim // 2 if num_landmarks is None else num_landmarks
+        check_positive("num_landmarks", landmarks)
+        self.width, self.num_layers = width, num_layers
+        self._fc1 = nn.Sequential(nn.Linear(width, embed_dim), nn.ReLU() if relu else nn.Identity())
+        self.cls_token = nn.Parameter(torch.randn(1, 1, embed_dim))
+        self.pos_layer = PPEG(embed_dim)
+        for i in range(1, num_layers + 1):
+            layer = Layer(embed_dim, num_heads, landmarks, conv_kernel_size, dropout, mode)
+            self.add_module(f"layer{i}", layer)
+        self.norm = nn.LayerNorm(embed_dim)
+        self._fc2 = nn.Linear(embed_dim, num_classes)
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """features: [B, N, D], any dtype; mask: bool [B, N]. Returns logits [B, num_classes]."""
+        mask = real_patches(features, mask, self.width)
+        patches = self._fc1(features.to(self.cls_token.dtype))
+        bags = [
+            torch.cat([self.cls_token[0], squared(x if real.all() else x[real])])
+            for x, real in zip(patches, mask, strict=True)
+        ]
+        lengths = [len(bag) for bag in bags]  # 1 + S²
+        x = pad_bags(bags)[0]
+        del patches, bags
+        for i in range(1, self.num_layers + 1):
+            x = getattr(self, f"layer{i}")(x, lengths)
+            if i == 1:
+                x = self.pos_layer(x, lengths)
+        return self._fc2(self.norm(x[:, 0]))
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), where every bag sees its own tokens."""
+
+    def __init__(
+        self, dim: int, heads: int, landmarks: int, kernel: int | None, dropout: float, mode: str
+    ) -> None:
+        super().__init__()
+        self.mode = mode
+        self.norm = nn.LayerNorm(dim)
+        self.attn: nn.Module
+        if mode == "exact":
+            self.attn = ExactAttention(dim, heads, kernel, dropout)
+        else:
+            self.attn = NystromAttention(
+                dim,
+                dim // heads,
+                heads,
+                landmarks,
+                residual=kernel is not None,
+                residual_conv_kernel=kernel or 1,
+                dropout=dropout,
+                mode=mode,
+            )
+
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """x: [B, T, C], of which a bag's first tokens are real. Returns [B, T, C]."""
+        y = self.norm(x)
+        if self.mode == "legacy":  # the old rules mix the bags of a batch: one at a time
+            alone = [self.attn(bag[None, :n])[0] for bag, n in zip(y, lengths, strict=True)]
+            return x + pad_bags(alone)[0]
+        if min(lengths) == x.shape[1]:
+            return x + self.attn(y)
+        ends = torch.tensor(lengths, device=x.device)[:, None]
+        return x + self.attn(y, mask=torch.arange(x.shape[1], device=x.device) < ends)
+
+
+class ExactAttention(nn.Module):
+    """Softmax attention with the weights of `NystromAttention` of nystromer.compat.lucidrains."""
+
+    def __init__(self, dim: int, heads: int, kernel: int | None, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(dropout))
+        self.res_conv: nn.Conv2d | None = None
+        if kernel is not None:
+            shape, padding = (kernel, 1), (kernel // 2, 0)
+            self.res_conv = nn.Conv2d(
+                heads, heads, shape, padding=padding, groups=heads, bias=False
+            )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x: [B, T, C]; mask: real tokens, bool [B, T]. Returns [B, T, C]."""
+        q, k, v = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        keys = None
+        if mask is not None:
+            v, keys = v.masked_fill(~mask[:, None, :, None], 0.0), mask[:, None, None]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        if self.res_conv is not None:
+            y = y + self.res_conv(v)
+        return self.to_out(y.transpose(1, 2).flatten(2))
+
+
+class PPEG(nn.Module):
+    """The square of patches plus three depthwise convolutions of it, 7 x 7, 5 x 5 and 3 x 3.
+
+    The three are one 7 x 7 convolution with the sum of their kernels. The class token passes by.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.proj1 = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
+        self.proj2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """x: [B, T, C]; lengths: 1 + S² of every bag. Returns [B, T, C]."""
+        kernel = self.proj.weight + F.pad(self.proj1.weight, (1,) * 4)
+        kernel = kernel + F.pad(self.proj2.weight, (2,) * 4)
+        bias = self.proj.bias + self.proj1.bias + self.proj2.bias  # type: ignore[operator]
+        bags = []
+        for tokens, n in zip(x, lengths, strict=True):
+            square = tokens[1:n].T.unflatten(1, (isqrt(n - 1), -1))  # [C, S, S]
+            moved = F.conv2d(square[None], kernel, bias, padding=3, groups=len(square))[0]
+            bags.append(torch.cat([tokens[:1], tokens[1:n] + moved.flatten(1).T]))
+        return pad_bags(bags)[0]
+
+
+def squared(x: Tensor) -> Tensor:
+    """Returns x [N, C] with its first rows repeated behind the last, up to a square number."""
+    side = isqrt(len(x) - 1) + 1  # the least S with S² >= N
+    return torch.cat([x, x[: side * side - len(x)]])
