@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nystromer.mil import find_bags, gather
-from nystromer.mil.labels import Case, Labels
+from nystromer.mil.tables.labels import Case, Labels
 
 A, B = Case("p1", "A"), Case("p2", "B")
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from nystromer.mil import find_bags
-from nystromer.mil.bags import join
-from nystromer.mil.containers import LISTERS
-from nystromer.mil.folders import duplicates, scan
-from nystromer.mil.formats import FORMATS
+from nystromer.mil.features.bags import join
+from nystromer.mil.features.containers import LISTERS
+from nystromer.mil.features.folders import duplicates, scan
+from nystromer.mil.features.formats import FORMATS
 from nystromer.mil.ids import slide_id
 from nystromer.mil.models import TransMIL
 
@@ -62,7 +62,9 @@ def test_headers_are_read_and_features_are_not(write, monkeypatch):
     for name in ("clam", "stamp", "npz", "safetensors", "npy"):
         folder = write(name, name).root
         with monkeypatch.context() as patch:
-            patch.setattr("nystromer.mil.arrays.Array.read", lambda *_: pytest.fail("read"))
+            patch.setattr(
+                "nystromer.mil.features.arrays.Array.read", lambda *_: pytest.fail("read")
+            )
             assert len(find_bags(folder)) == 3
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nystromer.mil import read_labels, read_splits
-from nystromer.mil.labels import Case
+from nystromer.mil.tables.labels import Case
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def inspect(
     Exit code 0: one can learn from it. 2: one cannot; a sentence says why.
     """
     from nystromer.mil import gather, read_labels, read_splits
-    from nystromer.mil.folders import scan
+    from nystromer.mil.features.folders import scan
     from nystromer.mil.inspection import how_many, lines_of_bags, lines_of_labels, lines_of_split
 
     if output is not None and (

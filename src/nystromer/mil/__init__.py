@@ -3,19 +3,18 @@
     from nystromer.mil import find_bags, read_labels, gather
     cohort = gather(find_bags("features"), read_labels("labels.csv"))
 
-bags.py        one bag, read when it is asked for
-folders.py     all bags in a folder; formats/ has a module a format
-labels.py      classes, survival and patients of slides; splits.py what is for training
-cohort.py      both together
+features/      bags.py: one bag, read when it is asked for; folders.py: all of a folder; formats/
+tables/        labels.py: classes, survival and patients of slides; splits.py: what is for training
+cohort.py      bags and labels together
 models/        TransMIL, gated ABMIL, mean, max
 """
 
-from nystromer.mil.bags import Bag
 from nystromer.mil.cohort import Cohort, gather
-from nystromer.mil.folders import find_bags
-from nystromer.mil.labels import Case, Labels, read_labels
+from nystromer.mil.features.bags import Bag
+from nystromer.mil.features.folders import find_bags
 from nystromer.mil.models import build_model, load_transmil, pad_bags
-from nystromer.mil.splits import Split, read_splits
+from nystromer.mil.tables.labels import Case, Labels, read_labels
+from nystromer.mil.tables.splits import Split, read_splits
 
 __all__ = [
     "Bag",

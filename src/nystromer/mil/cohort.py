@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from nystromer.mil.bags import Bag, join
-from nystromer.mil.folders import duplicates
+from nystromer.mil.features.bags import Bag, join
+from nystromer.mil.features.folders import duplicates
 from nystromer.mil.ids import listed
-from nystromer.mil.labels import Case, Labels
+from nystromer.mil.tables.labels import Case, Labels
 
 BY = ("slide", "patient")
 

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
-from nystromer.mil.bags import Bag
 from nystromer.mil.cohort import Cohort
+from nystromer.mil.features.bags import Bag
 from nystromer.mil.ids import listed
-from nystromer.mil.labels import Labels
-from nystromer.mil.splits import Split
+from nystromer.mil.tables.labels import Labels
+from nystromer.mil.tables.splits import Split
 
 Line = tuple[str, str]
 NAMED = 20  # slides, at most

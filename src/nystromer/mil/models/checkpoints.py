@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nystromer.mil.arrays import readable
+from nystromer.mil.features.arrays import readable
 from nystromer.mil.models.transmil import TransMIL
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")

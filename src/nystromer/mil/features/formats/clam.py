@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nystromer.mil.arrays import WHOLE, Array, Contents
-from nystromer.mil.bags import PIXELS, Bag, stored_bag
-from nystromer.mil.containers import contents
-from nystromer.mil.formats.plain import is_features
+from nystromer.mil.features.arrays import WHOLE, Array, Contents
+from nystromer.mil.features.bags import PIXELS, Bag, stored_bag
+from nystromer.mil.features.containers import contents
+from nystromer.mil.features.formats.plain import is_features
 
 
 def bag_of(held: Contents) -> Bag | None:

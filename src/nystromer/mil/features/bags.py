@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nystromer.mil.arrays import Array
+from nystromer.mil.features.arrays import Array
 from nystromer.mil.ids import slide_id
 
 PIXELS, MICROMETRES, TILES = "level-0 pixels", "µm", "tiles"

@@ -9,10 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from nystromer.mil.arrays import Contents
-from nystromer.mil.bags import Bag
-from nystromer.mil.containers import contents
-from nystromer.mil.formats import clam, histossl, plain, slideflow, stamp, torchmil, trident
+from nystromer.mil.features.arrays import Contents
+from nystromer.mil.features.bags import Bag
+from nystromer.mil.features.containers import contents
+from nystromer.mil.features.formats import (
+    clam,
+    histossl,
+    plain,
+    slideflow,
+    stamp,
+    torchmil,
+    trident,
+)
 
 Format = Callable[[Contents], Bag | None]
 HDF5: tuple[Format, ...] = (stamp.bag_of, torchmil.bag_of, trident.bag_of, clam.bag_of)

@@ -6,10 +6,10 @@ in the name of the folder.
 
 from __future__ import annotations
 
-from nystromer.mil.arrays import Contents
-from nystromer.mil.bags import PIXELS, Bag, stored_bag
-from nystromer.mil.containers import contents
-from nystromer.mil.formats.plain import is_features
+from nystromer.mil.features.arrays import Contents
+from nystromer.mil.features.bags import PIXELS, Bag, stored_bag
+from nystromer.mil.features.containers import contents
+from nystromer.mil.features.formats.plain import is_features
 
 FOLDER = "features_"
 

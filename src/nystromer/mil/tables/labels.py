@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nystromer.mil.columns import BAG, LABEL, PATIENT, column, find, read_table
-from nystromer.mil.containers import contents
+from nystromer.mil.features.containers import contents
 from nystromer.mil.ids import slide_id
-from nystromer.mil.splits import PARTS, is_fold
-from nystromer.mil.survival import SurvivalColumns, survival_columns
+from nystromer.mil.tables.columns import BAG, LABEL, PATIENT, column, find, read_table
+from nystromer.mil.tables.splits import PARTS, is_fold
+from nystromer.mil.tables.survival import SurvivalColumns, survival_columns
 
 
 @dataclass(frozen=True)

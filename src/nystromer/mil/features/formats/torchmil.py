@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nystromer.mil.arrays import WHOLE, Contents
-from nystromer.mil.bags import Bag, stored_bag
-from nystromer.mil.containers import contents
-from nystromer.mil.formats.plain import is_features
+from nystromer.mil.features.arrays import WHOLE, Contents
+from nystromer.mil.features.bags import Bag, stored_bag
+from nystromer.mil.features.containers import contents
+from nystromer.mil.features.formats.plain import is_features
 
 BESIDE = ("coords", "labels", "inst_labels", "patch_labels")
 

@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 
-from nystromer.mil.arrays import WHOLE, Contents
-from nystromer.mil.bags import TILES, Bag, read_columns, stored_bag
-from nystromer.mil.formats.plain import is_features
+from nystromer.mil.features.arrays import WHOLE, Contents
+from nystromer.mil.features.bags import TILES, Bag, read_columns, stored_bag
+from nystromer.mil.features.formats.plain import is_features
 
 ROWS = 100  # that are looked at
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nystromer.mil.arrays import (
+from nystromer.mil.features.arrays import (
     NUMBERS,
     WHOLE,
     Array,

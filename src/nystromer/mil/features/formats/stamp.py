@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nystromer.mil.arrays import Array, Contents
-from nystromer.mil.bags import MICROMETRES, Bag, stored_bag
-from nystromer.mil.formats.plain import is_features
+from nystromer.mil.features.arrays import Array, Contents
+from nystromer.mil.features.bags import MICROMETRES, Bag, stored_bag
+from nystromer.mil.features.formats.plain import is_features
 
 OLDEST_UM, OLDEST_PX = 256.0, 224.0  # of a tile
 

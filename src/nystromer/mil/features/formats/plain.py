@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
-from nystromer.mil.arrays import WHOLE, Array, Contents
-from nystromer.mil.bags import Bag, stored_bag
+from nystromer.mil.features.arrays import WHOLE, Array, Contents
+from nystromer.mil.features.bags import Bag, stored_bag
 
 NAMES = ("features", "feats", WHOLE, "arr_0")
 BESIDE = ("coords", "labels", "inst_labels", "patch_labels", "patches")  # folders without features

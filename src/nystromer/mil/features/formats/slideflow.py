@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nystromer.mil.arrays import WHOLE, Contents
-from nystromer.mil.bags import PIXELS, Bag, stored_bag
-from nystromer.mil.containers import contents
-from nystromer.mil.formats.plain import is_features
+from nystromer.mil.features.arrays import WHOLE, Contents
+from nystromer.mil.features.bags import PIXELS, Bag, stored_bag
+from nystromer.mil.features.containers import contents
+from nystromer.mil.features.formats.plain import is_features
 
 
 def bag_of(held: Contents) -> Bag | None:

@@ -1,0 +1,1 @@
+"""Reading tables: labels, survival, patients and splits of slides."""
