@@ -32,9 +32,9 @@ def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
         raise ValueError(f"its main input is {name}")
     if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         inputs.setdefault("decoder_input_ids", torch.ones(len(inputs[name]), 5, dtype=torch.long))
-    parameter = next(model.parameters())
+    device = "cpu" if model.device.type == "meta" else model.device  # meta: offloaded
     return {
-        key: x.to(parameter.device, parameter.dtype if x.is_floating_point() else x.dtype)
+        key: x.to(device, model.dtype if x.is_floating_point() else x.dtype)
         for key, x in inputs.items()
     }
 

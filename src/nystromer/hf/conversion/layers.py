@@ -33,9 +33,14 @@ def attention_layers(
     """The attention layers that the model really calls, in order, from one run on `example`.
 
     Raises:
-        ValueError: If none of them goes through transformers' attention interface, or no example
-            can be made up.
+        ValueError: If none of them goes through transformers' attention interface, no example can
+            be made up, or the model is a Nyströmformer.
     """
+    if model.config.model_type == "nystromformer":
+        raise ValueError(
+            f"{type(model).__name__} has Nyström attention already, so there is nothing to "
+            "convert; set num_landmarks or exact_attention in its config."
+        )
     found: dict[nn.Module, FoundLayer] = {}
     names = {module: name for name, module in model.named_modules()}
 
@@ -77,10 +82,19 @@ def intercepted(model: PreTrainedModel, function: Callable) -> Iterator[None]:
         register("nystrom_intercepted", function)
         try:
             model.set_attn_implementation("nystrom_intercepted")
+            for config in _of_layers_alone(model, configs):
+                config._attn_implementation_internal = "nystrom_intercepted"
             yield
         finally:
             for config, implementation in before:
                 config._attn_implementation_internal = implementation
+
+
+def _of_layers_alone(model: PreTrainedModel, configs: Mapping[int, Any]) -> list[Any]:
+    """Returns the configs that layers have and no model does: EncoderDecoderModel gives its encoder
+    another config than the encoder's layers were built with."""
+    of_models = {id(m.config) for m in model.modules() if isinstance(m, PreTrainedModel)}
+    return [config for key, config in configs.items() if key not in of_models]
 
 
 @contextmanager

@@ -89,6 +89,9 @@ def nystromize(
         choices = [replace(by_name[x.name], num_heads=x.num_heads) for x in found]
     choices = _without_refused(model, choices, found, strict)
     _own_config(model)
+    for module in model.modules():  # a plan for a part of the model is over
+        if getattr(getattr(module, "config", None), NAME, None) is not None:
+            delattr(module.config, NAME)
     kept = tuple(replace(choice, conv_taps=None) for choice in choices)  # they become weights
     model.config.nystrom = Plan(model.config.model_type, kept).to_dict()
     model.set_attn_implementation(NAME)
@@ -182,13 +185,23 @@ def _set_taps(model: PreTrainedModel, choices: Sequence[LayerChoice]) -> None:
 
 
 def _own_config(model: PreTrainedModel) -> None:
-    """A config of its own: transformers shares one between an encoder and its decoder, and users
-    share one between models."""
+    """Gives the model a config of its own, and its layers the same one.
+
+    transformers shares one between an encoder and its decoder, and users share one between models;
+    EncoderDecoderModel gives its encoder another one than the layers have, of the same content.
+    """
     memo: dict[int, Any] = {}
     copy.deepcopy(model.config, memo)
     for module in model.modules():
         if hasattr(module, "config"):
             module.config = memo.get(id(module.config), module.config)
+    for part in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
+        content = part.config.to_dict()
+        module: Any
+        for module in part.modules():
+            config = getattr(module, "config", None)
+            if type(config) is type(part.config) and config.to_dict() == content:
+                module.config = part.config
 
 
 def _numbers(layers: Sequence[int] | None, count: int) -> set[int]:

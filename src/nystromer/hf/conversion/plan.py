@@ -86,6 +86,13 @@ class LayerChoice:
                 f"`conv_taps` must hold conv_kernel_size={self.conv_kernel_size} numbers for each "
                 f"head, got {sorted({len(x) for x in self.conv_taps})}."
             )
+        if self.conv_taps is not None and len(self.conv_taps) != (
+            self.num_heads or len(self.conv_taps)
+        ):
+            raise ValueError(
+                f"`conv_taps` must hold a row for each of the {self.num_heads} heads, got "
+                f"{len(self.conv_taps)} rows."
+            )
         if any(head < 0 or head >= (self.num_heads or head + 1) for head in self.exact_heads):
             raise ValueError(
                 f"`exact_heads` must lie in 0 ... {(self.num_heads or 1) - 1}, got "
