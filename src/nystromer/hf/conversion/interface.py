@@ -14,6 +14,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from nystromer.hf.conversion.attend import attend, repeated
 from nystromer.hf.conversion.plan import NAMES, LayerChoice
+from nystromer.hf.gradients import zero_gradients
 from nystromer.hf.masks import UnusableMaskError, key_mask, nystrom_mask
 
 NAME = "nystrom"
@@ -63,7 +64,10 @@ def nystrom_attention_forward(
         )
     key, value = repeated(query, key), repeated(query, value)
     mask = key_mask(attention_mask, query.shape[0])
-    output = attend(choice, query, key, value, mask, scaling, getattr(module, CONV, None))
+    taps = getattr(module, CONV, None)
+    output = attend(choice, query, key, value, mask, scaling, taps)
+    if taps is not None:  # exact attention, of short sequences, has no convolution
+        output = zero_gradients(output, [taps])
     return output.transpose(1, 2).contiguous(), None
 
 

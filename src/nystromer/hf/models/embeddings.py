@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.nystromformer import modeling_nystromformer as theirs
 
+from nystromer.hf.gradients import zero_gradients
 from nystromer.hf.models.configuration import NystromformerConfig
 
 
@@ -44,4 +45,6 @@ class Embeddings(theirs.NystromformerEmbeddings):
     ) -> Tensor:
         if inputs_embeds is None and input_ids is not None and self.ngram_embeddings is not None:
             inputs_embeds = self.word_embeddings(input_ids) + self.ngram_embeddings(input_ids)
+        elif inputs_embeds is not None and self.ngram_embeddings is not None:
+            inputs_embeds = zero_gradients(inputs_embeds, self.ngram_embeddings.parameters())
         return super().forward(input_ids, token_type_ids, position_ids, inputs_embeds)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.albert.modeling_albert import AlbertForPreTrainingOutput
 
+from nystromer.hf.gradients import zero_gradients
 from nystromer.hf.models.configuration import NystromformerConfig
 from nystromer.hf.models.nystromformer import NystromformerForMaskedLM
 
@@ -44,7 +45,8 @@ class NystromformerForPreTraining(NystromformerForMaskedLM):
         outputs = self.nystromformer(input_ids, attention_mask=attention_mask, **kwargs)
         states = outputs.last_hidden_state  # [B, N, E]
         order = self.sentence_order(self.dropout(torch.tanh(self.pooler(states[:, 0]))))
-        losses = []
+        losses: list[Tensor] = []
+        unused: list[nn.Module] = []
         share: Tensor | float = 1.0
         if labels is not None:
             asked = labels != -100
@@ -57,10 +59,17 @@ class NystromformerForPreTraining(NystromformerForMaskedLM):
                 share = asked.sum() / num_items_in_batch
         else:
             words = self.cls(states)
+            unused += [self.cls]
         if sentence_order_label is not None:
             losses.append(F.cross_entropy(order, sentence_order_label))
+        else:
+            unused += [self.pooler, self.sentence_order]
+        loss = None
+        if losses:
+            parameters = (x for module in unused for x in module.parameters())
+            loss = zero_gradients(share * sum(losses[1:], losses[0]), parameters)
         return AlbertForPreTrainingOutput(
-            loss=share * sum(losses[1:], losses[0]) if losses else None,
+            loss=loss,
             prediction_logits=words,
             sop_logits=order,
             hidden_states=outputs.hidden_states,
