@@ -197,11 +197,11 @@ def _own_config(model: PreTrainedModel) -> None:
             module.config = memo.get(id(module.config), module.config)
     for part in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
         content = part.config.to_dict()
-        module: Any
-        for module in part.modules():
-            config = getattr(module, "config", None)
+        layer: Any
+        for layer in part.modules():
+            config = getattr(layer, "config", None)
             if type(config) is type(part.config) and config.to_dict() == content:
-                module.config = part.config
+                layer.config = part.config
 
 
 def _numbers(layers: Sequence[int] | None, count: int) -> set[int]:
