@@ -99,8 +99,12 @@ def _with_table(model: nn.Module) -> list[nn.Module]:
 
 
 def _first_position(embeddings: nn.Module, table: nn.Embedding) -> int:
-    """The row of the first token: RoBERTa and Nyströmformer leave the first two out."""
+    """Returns the row of the first token: RoBERTa and Nyströmformer leave the first two out.
+
+    RoBERTa starts after the row of its padding. Others keep a list of positions, as long as there
+    are any; its numbers are not read, for they may be offloaded.
+    """
     if table.padding_idx is not None:
         return table.padding_idx + 1
     ids = getattr(embeddings, "position_ids", None)
-    return 0 if ids is None else int(ids[0, 0])
+    return 0 if ids is None else table.num_embeddings - ids.shape[1]
