@@ -37,6 +37,18 @@ class NystromformerConfig(theirs_config.NystromformerConfig):
     ngram_size: int = 1
     ngram_buckets: int = 16_384
 
+    # In transformers these two demand attn_implementation="eager", which here is exact attention.
+    @property
+    def output_attentions(self) -> bool | None:
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool | None) -> None:
+        self._output_attentions = value
+
+    def validate_output_attentions(self) -> None:
+        """Accepts it with every implementation: all of them have a map to return."""
+
     def validate_architecture(self) -> None:
         super().validate_architecture()
         for name in ("num_landmarks", "ngram_size", "ngram_buckets"):
