@@ -90,6 +90,11 @@ def test_a_model_exports_for_any_shape(name, masked):
     check(program.module(), model, batches)
 
 
+def test_an_exported_model_reads_more_than_a_block_of_kmeans(monkeypatch):
+    monkeypatch.setattr("nystromer.landmarks.KMEANS_BLOCK", 100)
+    test_a_model_exports_for_any_shape("k-means", True)
+
+
 @pytest.mark.parametrize("name", ["Nyströmformer", "Nyström", "some heads, clustered", "k-means"])
 def test_a_model_compiles_without_a_break(name):
     torch.compiler.reset()
