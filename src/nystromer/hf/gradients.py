@@ -1,4 +1,4 @@
-"""Gradients of zeros for parameters that take part in some steps only."""
+"""Gives gradients of zeros to parameters that take part in some steps only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The masks that transformers hands to an attention function, and what Nyström makes of them."""
+"""Reads the masks that transformers hands to an attention function: which tokens are real?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.utils.import_utils import is_tracing
 
 
 class UnusableMaskError(ValueError):
-    """A mask that says more than which tokens are real."""
+    """Is raised by a mask that says more than which tokens are real."""
 
 
 def nystrom_mask(
@@ -21,7 +21,7 @@ def nystrom_mask(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """transformers' mask function: bool [B, N], True at real tokens, or None for all real.
+    """Makes the mask of a converted layer: bool [B, N], True at real tokens, or None for all real.
 
     A graph that is being traced cannot ask whether all are, and keeps the mask. What is not plain
     padding (causal, sliding window, packed) becomes the [B, 1, N, N] mask of
@@ -36,7 +36,7 @@ def nystrom_mask(
 
 
 def key_mask(mask: Tensor | None, batch: int) -> Tensor | None:
-    """Real tokens, bool [B, N], from any mask that transformers hands over; None means all.
+    """Returns which tokens are real, bool [B, N], from any mask of transformers; None means all.
 
     Args:
         mask: [B, N] bool or integer; or [B or 1, 1, 1 or Nq, N], the same for every query: bool, or

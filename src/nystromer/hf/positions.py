@@ -1,4 +1,4 @@
-"""Longer sequences for models with learnt positions."""
+"""Counts the learnt positions of a model, adds to them, and refuses longer inputs by name."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def resize_positions(model: PreTrainedModel, num_positions: int) -> PreTrainedMo
 
 
 def num_positions(model: nn.Module) -> int | None:
-    """Tokens that the model can read, None if it has not one table of learnt positions."""
+    """Returns how many tokens the model can read, or None if it has not one table of learnt
+    positions. Rows of the table that no token takes are not counted."""
     found: list[Any] = list(_with_table(model))
     if len(found) != 1:
         return None
@@ -64,7 +65,7 @@ def num_positions(model: nn.Module) -> int | None:
 
 
 def refuse_longer_inputs(model: PreTrainedModel) -> None:
-    """From now on more tokens than positions are an error that says so, before torch's."""
+    """Has the model refuse more tokens than positions with a sentence, before torch's error."""
     base = model.base_model
     if len(_with_table(base)) == 1 and _check not in base._forward_pre_hooks.values():
         base.register_forward_pre_hook(_check, with_kwargs=True)

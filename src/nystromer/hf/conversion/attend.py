@@ -1,4 +1,4 @@
-"""What a `LayerChoice` computes from queries, keys and values.
+"""Computes the attention that a `LayerChoice` stands for, from queries, keys and values.
 
 Shapes: query [B, H, N, D], key [B, H, N, D], value [B, H, N, Dv]; mask bool [B, N].
 """
@@ -102,7 +102,7 @@ def approximate(
     scaling: float | None,
     conv_weight: Tensor | None = None,
 ) -> Tensor:
-    """Nyström or clustered attention, whatever the lengths."""
+    """Computes the choice's Nyström or clustered attention, however short the sequences are."""
     if choice.attention == "clustered":
         return clustered_attention(
             query,
@@ -130,7 +130,8 @@ def approximate(
 def landmarks_of(
     choice: LayerChoice, query: Tensor, key: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """(Q~, K~), each [B, H, M, D]; None for segment means, which `nystrom_attention` takes."""
+    """Returns the landmarks (Q~, K~), each [B, H, M, D], or None for segment means, which
+    `nystrom_attention` takes by itself."""
     if choice.landmarks == "segment_means":
         return None
     tokens = torch.cat([query, key], -1)  # one partition of the tokens for both
@@ -139,6 +140,6 @@ def landmarks_of(
 
 
 def repeated(query: Tensor, x: Tensor) -> Tensor:
-    """Keys or values of grouped heads, once for every query head."""
+    """Returns keys or values of grouped heads, repeated once for every query head."""
     groups = query.shape[1] // x.shape[1]
     return x.repeat_interleave(groups, 1) if groups > 1 else x

@@ -1,4 +1,4 @@
-"""Inputs made up for one call of a model, from its config."""
+"""Makes up inputs for one call of a model, from its config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 
 def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """A batch that the model accepts: token ids, an image, a video, a waveform or a spectrogram.
+    """Returns a batch that the model accepts: tokens, an image, a video, a waveform, a spectrogram.
 
     Raises:
         ValueError: If its main input is none of them.

@@ -1,4 +1,5 @@
-"""nystromize: another attention in an encoder that exists, through transformers' interface."""
+"""`nystromize`: puts another attention into an encoder that exists, through transformers'
+attention interface."""
 
 from __future__ import annotations
 
@@ -109,7 +110,7 @@ def choice_of(
     num_exact_keys: int = 48,
     **options: Any,
 ) -> LayerChoice:
-    """One choice for every layer, still without a name.
+    """Returns a choice that is the same for every layer, still without a layer's name.
 
     Raises:
         ValueError: If there is no such method, or an option is the other method's.
@@ -129,7 +130,7 @@ def choice_of(
 
 
 def uniform_plan(model: PreTrainedModel, choice: LayerChoice) -> Plan:
-    """The choice in every attention layer of the model."""
+    """Returns a plan with this choice in every attention layer of the model."""
     found = attention_layers(model)
     return Plan(model.config.model_type, tuple(_uniform(choice, found, _numbers(None, len(found)))))
 
@@ -151,7 +152,7 @@ def _without_refused(
     found: Sequence[FoundLayer],
     strict: bool,
 ) -> list[LayerChoice]:
-    """The choices, exact where nothing else is possible.
+    """Returns the choices, changed to exact attention in layers where nothing else is possible.
 
     Raises:
         ValueError: If there is such a layer and `strict` is set.
@@ -231,7 +232,7 @@ def _check_plan(plan: Plan, model: PreTrainedModel, found: Sequence[FoundLayer])
 
 
 def _say(model: PreTrainedModel, choices: Sequence[LayerChoice]) -> None:
-    """One line: what was converted, and what was not."""
+    """Logs one line that says what was converted, and what was not."""
     counts = Counter(NAMES[c.attention] for c in choices if c.attention != "exact")
     converted = " and ".join(f"{name} attention in {n}" for name, n in counts.items())
     kept = "".join(f"; exact: {c.name}, {c.note}" for c in choices if c.note is not None)

@@ -20,7 +20,7 @@ DROPOUTS = ("dropout", "dropout_p", "dropout_prob", "attention_dropout")
 
 
 def plan_of(model: PreTrainedModel) -> Plan:
-    """What `nystromize` chose for this model.
+    """Returns the plan that `nystromize` made for this model.
 
     Raises:
         ValueError: If the model was not converted.
@@ -70,7 +70,7 @@ def _zeros(shape: tuple[int, int], module: nn.Module, model: nn.Module) -> Tenso
 
 
 def _without_dropout(module: nn.Module) -> None:
-    """transformers reads the attention's p from one of these attributes."""
+    """Sets a layer's attention dropout to 0, in each attribute where transformers may read it."""
     for name in DROPOUTS:
         dropout = getattr(module, name, None)
         if isinstance(dropout, nn.Dropout):
@@ -105,9 +105,11 @@ def _start_missing_taps_at_zero(model: PreTrainedModel) -> None:
 
 
 def _first(step: Callable[[PreTrainedModel], None], method: str) -> None:
-    """Takes a step before a method of all models. transformers has no hook that from_pretrained
-    calls between building a model and loading its weights, nor one for parameters that it missed;
-    all steps pass by models without a plan."""
+    """Has all models take a step before one of their methods.
+
+    transformers has no hook that from_pretrained calls between building a model and loading its
+    weights, nor one for parameters that it missed. All steps pass by models without a plan.
+    """
     original = getattr(PreTrainedModel, method)
 
     @functools.wraps(original)

@@ -1,4 +1,4 @@
-"""The Nyströmformer models of transformers with this package's attention: the import is swapped,
+"""Builds transformers' Nyströmformer models with this package's attention: an import is swapped,
 names of parameters and config fields stay.
 
 Nothing is copied: transformers builds its model, then the classes in `OURS` take the place of its.
@@ -22,7 +22,7 @@ from nystromer.hf.positions import refuse_longer_inputs
 
 
 class Swapped(PreTrainedModel):
-    """Put before a class of transformers: builds its model, then swaps the parts in `OURS`."""
+    """Stands before a class of transformers: builds its model, then swaps the parts in `OURS`."""
 
     config_class = NystromformerConfig
     # Their losses are means, but **kwargs makes Trainer take them for parts of a sum: it would add
@@ -89,7 +89,7 @@ class NystromformerForMaskedLM(Swapped, theirs.NystromformerForMaskedLM):
 class NystromformerForSequenceClassification(
     Swapped, theirs.NystromformerForSequenceClassification
 ):
-    """With `classifier_pooling`, a field of the config."""
+    """Judges a text by its first token or their mean, as the config's `classifier_pooling` says."""
 
     @can_return_tuple
     def forward(
@@ -118,7 +118,8 @@ class NystromformerForSequenceClassification(
 
 
 def mean_of_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
-    """Of the real ones: [B, N, E], any mask that the model takes -> [B, 1, E]."""
+    """Returns the mean state of each sequence's real tokens, [B, 1, E], from [B, N, E] and any mask
+    that the model takes."""
     if mask is None:
         return states.mean(1, keepdim=True)
     real: Any = mask.bool() if mask.dim() == 2 else key_mask(mask, len(states))

@@ -1,4 +1,4 @@
-"""NystromformerForPreTraining: masked words and sentence order."""
+"""Defines NystromformerForPreTraining, which learns masked words and the order of sentences."""
 
 from typing import Any
 
@@ -13,8 +13,11 @@ from nystromer.hf.models.nystromformer import NystromformerForMaskedLM
 
 
 class NystromformerForPreTraining(NystromformerForMaskedLM):
-    """Masked language model and sentence order, the paper's pre-training. transformers has no such
-    class; its NystromformerForMaskedLM reads what this one saves, and the other way round."""
+    """Predicts masked words and whether two segments were swapped: the paper's pre-training.
+
+    transformers has no such class. Its NystromformerForMaskedLM reads what this one saves, and the
+    other way round.
+    """
 
     accepts_loss_kwargs = True
 
@@ -35,12 +38,16 @@ class NystromformerForPreTraining(NystromformerForMaskedLM):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> AlbertForPreTrainingOutput:
-        """labels [B, N], -100 where nothing is asked; sentence_order_label [B], 1 if the two
-        segments were swapped. The loss is the sum of the two mean cross entropies.
+        """Predicts words and order; the loss is the sum of the two mean cross entropies.
 
-        With only_asked words are predicted where labels ask and nowhere else, for a fraction of the
-        cost: prediction_logits is [asked, V]. num_items_in_batch is what Trainer passes, the words
-        asked in all batches of an update: the loss is this batch's part of the update's."""
+        Args:
+            labels: [B, N], -100 where nothing is asked.
+            sentence_order_label: [B], 1 if the two segments were swapped.
+            only_asked: Whether words are predicted only where labels ask, for a fraction of the
+                cost; then prediction_logits is [asked, V].
+            num_items_in_batch: What Trainer passes, the words asked in all batches of an update:
+                the loss is this batch's part of the update's.
+        """
         kwargs["return_dict"] = True
         outputs = self.nystromformer(input_ids, attention_mask=attention_mask, **kwargs)
         states = outputs.last_hidden_state  # [B, N, E]

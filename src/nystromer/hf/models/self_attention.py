@@ -1,4 +1,4 @@
-"""The self-attention of a Nyströmformer layer."""
+"""Computes the self-attention of a Nyströmformer layer."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ EXACT = ("sdpa", "eager")  # the implementations of transformers that stand for 
 
 
 class Taps(nn.Conv2d):
-    """The weights of a layer's convolution, which `nystrom_attention` computes.
+    """Holds the weights of a layer's convolution, which `nystrom_attention` computes.
 
     They are read by a call, for which offloading and sharding bring a module's weights.
     """
@@ -28,7 +28,7 @@ class Taps(nn.Conv2d):
 
 
 class SelfAttention(theirs.NystromformerSelfAttention):
-    """transformers' projections around `nystrom_attention`."""
+    """Calls `nystrom_attention` between the projections of transformers' layer."""
 
     config: NystromformerConfig
     conv: Taps
