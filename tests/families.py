@@ -172,7 +172,6 @@ IGNORING = {
     "mpnet": (t.MPNetModel, t.MPNetConfig(**TEXT)),
     "deberta-v2": (t.DebertaV2Model, t.DebertaV2Config(**TEXT)),
     "longformer": (t.LongformerModel, t.LongformerConfig(**TEXT, attention_window=8)),
-    "nystromformer": (t.NystromformerModel, t.NystromformerConfig(**TEXT)),
 }
 
 

@@ -213,7 +213,9 @@ def _counts(ids: Tensor, num_landmarks: int) -> Tensor:
 def _nearest(x: Tensor, centres: Tensor, empty: Tensor) -> Tensor:
     """The nearest centre of every token, [B, H, N]; |x - c|² without its constant |x|²."""
     norms = (centres * centres).sum(-1).masked_fill(empty, torch.inf)[..., None, :]  # [B, H, 1, M]
-    blocks = [norms - 2 * part @ centres.mT for part in x.split(KMEANS_BLOCK, 2)]
+    symbolic = isinstance(x.shape[2], torch.SymInt)  # a graph for any length knows no blocks
+    parts = [x] if symbolic else x.split(KMEANS_BLOCK, 2)
+    blocks = [norms - 2 * part @ centres.mT for part in parts]
     return torch.cat([block.argmin(-1) for block in blocks], 2)
 
 

@@ -74,6 +74,21 @@ def test_num_positions_is_what_a_model_can_read(name):
         model(torch.full((1, count + 1), 5))
 
 
+@pytest.mark.parametrize(("rows", "count"), [(514, 512), (130, 128)])
+def test_num_positions_leaves_out_the_rows_that_no_token_takes(rows, count):
+    """RoBERTa's and BERTweet's."""
+    config = transformers.RobertaConfig(**TEXT, max_position_embeddings=rows, pad_token_id=1)
+    assert num_positions(transformers.RobertaForMaskedLM(config)) == count
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_num_positions_reads_no_number(name):
+    """They may be offloaded."""
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(CONFIGS[name])
+    assert num_positions(model) == 40
+
+
 def test_resize_positions_refuses_models_without_a_table():
     with pytest.raises(ValueError, match="one table of learnt positions, got 0 in EuroBertModel"):
         resize_positions(build("eurobert")[0], 90)

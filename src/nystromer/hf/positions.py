@@ -1,4 +1,4 @@
-"""Longer sequences for models with learnt positions."""
+"""Counts the learnt positions of a model, adds to them, and refuses longer inputs by name."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def resize_positions(model: PreTrainedModel, num_positions: int) -> PreTrainedMo
 
 
 def num_positions(model: nn.Module) -> int | None:
-    """Tokens that the model can read, None if it has not one table of learnt positions."""
+    """Returns how many tokens the model can read, or None if it has not one table of learnt
+    positions. Rows of the table that no token takes are not counted."""
     found: list[Any] = list(_with_table(model))
     if len(found) != 1:
         return None
@@ -64,7 +65,7 @@ def num_positions(model: nn.Module) -> int | None:
 
 
 def refuse_longer_inputs(model: PreTrainedModel) -> None:
-    """From now on more tokens than positions are an error that says so, before torch's."""
+    """Has the model refuse more tokens than positions with a sentence, before torch's error."""
     base = model.base_model
     if len(_with_table(base)) == 1 and _check not in base._forward_pre_hooks.values():
         base.register_forward_pre_hook(_check, with_kwargs=True)
@@ -99,8 +100,12 @@ def _with_table(model: nn.Module) -> list[nn.Module]:
 
 
 def _first_position(embeddings: nn.Module, table: nn.Embedding) -> int:
-    """The row of the first token: RoBERTa and Nyströmformer leave the first two out."""
+    """Returns the row of the first token: RoBERTa and Nyströmformer leave the first two out.
+
+    RoBERTa starts after the row of its padding. Others keep a list of positions, as long as there
+    are any; its numbers are not read, for they may be offloaded.
+    """
     if table.padding_idx is not None:
         return table.padding_idx + 1
     ids = getattr(embeddings, "position_ids", None)
-    return 0 if ids is None else int(ids[0, 0])
+    return 0 if ids is None else table.num_embeddings - ids.shape[1]

@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+import transformers
 from transformers import (
     BartModel,
     CLIPConfig,
@@ -11,8 +12,9 @@ from transformers import (
     ModernBertModel,
 )
 
+import nystromer.hf as hf
 from cases import assert_close
-from families import CLIP_TEXT, FAMILIES, IGNORING, REFUSED, VISION, build, text
+from families import CLIP_TEXT, FAMILIES, IGNORING, REFUSED, TEXT, VISION, build, text
 from nystromer.hf import nystromize, plan_of
 from nystromer.hf.conversion import interface
 from nystromer.hf.conversion.plan import NAMES
@@ -76,6 +78,14 @@ def test_nystromize_refuses_models_that_ignore_the_interface(name):
     for strict in (True, False):
         with pytest.raises(ValueError, match=rf"{make.__name__} ignores transformers' attention"):
             nystromize(make(config), 8, strict=strict)
+
+
+@pytest.mark.parametrize("cls", [transformers.NystromformerModel, hf.NystromformerForMaskedLM])
+def test_nystromize_refuses_models_that_have_nystrom_attention(cls):
+    model = cls(cls.config_class(**TEXT))
+    message = rf"{cls.__name__} has Nyström attention already, so there is nothing to convert; set"
+    with pytest.raises(ValueError, match=message):
+        nystromize(model, 8)
 
 
 def test_modernbert_converts_its_global_layers():

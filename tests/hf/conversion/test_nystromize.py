@@ -1,3 +1,5 @@
+import copy
+import warnings
 from importlib import metadata
 from multiprocessing.pool import ThreadPool
 from pydoc_data.topics import topics
@@ -297,3 +299,52 @@ def test_taps_that_no_weights_were_saved_for_start_at_zero(tmp_path):
     model = AutoModel.from_pretrained(tmp_path, config=config)
     for layer in model.encoder.layer:
         assert torch.equal(layer.attention.self.nystrom_conv, torch.zeros(4, 33))
+
+
+class Integers(torch.nn.Module):
+    """A linear layer as quantisation leaves it: its weight holds integers, or floats of a byte."""
+
+    def __init__(self, linear, dtype):
+        super().__init__()
+        self.scale = linear.weight.abs().max().item() / 127
+        weight = (linear.weight.detach() / self.scale).to(dtype)
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.bias = None if dtype.is_floating_point else linear.bias
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.scale * self.weight.to(x), self.bias)
+
+
+def quantised(dtype):
+    model = bert().to(torch.bfloat16)
+    for layer in model.encoder.layer:
+        layer.attention.self.query = Integers(layer.attention.self.query, dtype)
+        layer.attention.self.key = Integers(layer.attention.self.key, dtype)
+        layer.attention.self.value = Integers(layer.attention.self.value, dtype)
+    return model
+
+
+def packed():
+    """torch's dynamic quantisation leaves no parameter at all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(bert(), {torch.nn.Linear}, dtype=torch.qint8)
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        (packed, torch.float32),
+        (lambda: quantised(torch.int8), torch.bfloat16),
+        (lambda: quantised(torch.float8_e4m3fn), torch.bfloat16),
+    ],
+    ids=["packed", "int8", "float8"],
+)
+def test_quantised_models_get_taps_of_the_dtype_they_compute_in(make, dtype):
+    model, ids = make(), torch.randint(5, 99, (2, 60))
+    plain = nystromize(copy.deepcopy(model), 8)
+    nystromize(model, 8, conv_kernel_size=3)
+    taps = model.encoder.layer[0].attention.self.nystrom_conv
+    assert taps.dtype == dtype
+    assert torch.equal(model(ids)[0], plain(ids)[0])
+    assert taps.requires_grad

@@ -78,6 +78,10 @@ def test_plan_from_json_refuses_what_is_not_a_plan(text, message):
         ({"ridge": 0.0}, "`ridge` must be above 0, got 0.0; None means six steps"),
         ({"conv_kernel_size": 4}, "`conv_kernel_size` must be odd, got 4"),
         ({"conv_taps": [[1, 2]]}, "`conv_taps` must hold conv_kernel_size=None numbers .*got .2"),
+        (
+            {"conv_taps": [[1.0]], "conv_kernel_size": 1, "num_heads": 2},
+            "`conv_taps` must hold a row for each of the 2 heads, got 1 rows",
+        ),
         ({"exact_heads": [2], "num_heads": 2}, r"`exact_heads` must lie in 0 ... 1, got \[2\]"),
         ({"exact_heads": [-1], "num_heads": 2}, r"`exact_heads` must lie in 0 ... 1, got \[-1\]"),
     ],

@@ -1,4 +1,4 @@
-"""Which layer gets what, under a budget: where it takes away the most error for its cost.
+"""Divides a budget among the layers: it goes where it takes away the most error for its cost.
 
 Every layer has options, each with a cost and an error. Those worth having lie on the lower convex
 hull of error over cost. From the cheapest option of every layer on, the step is taken that lowers
@@ -21,7 +21,7 @@ Price = Callable[[LayerSurvey, LayerChoice], float]
 
 @dataclass(frozen=True)
 class Option:
-    """One layer's choice.
+    """One way to do a layer, with its cost and its error.
 
     Args:
         cost: In the unit of the budget.
@@ -38,8 +38,8 @@ Allocation = tuple[Option, ...]  # one for every layer
 
 
 def options(layer: LayerSurvey, attentions: Sequence[str], price: Price) -> list[Option]:
-    """Exact attention, every scheme of these attentions, and the Nyström ones with their worst 1,
-    2, ... heads exact.
+    """Returns all ways to do a layer: exact attention, every scheme of these attentions, and the
+    Nyström schemes with their worst 1, 2, ... heads exact.
 
     What a scheme does to the model is what its attention's typical scheme does, which was
     measured, in proportion to ‖output - exact output‖², summed over the heads that are not exact.
@@ -65,7 +65,8 @@ def options(layer: LayerSurvey, attentions: Sequence[str], price: Price) -> list
 
 
 def hull(options: Sequence[Option]) -> list[Option]:
-    """The lower convex hull: each option costs more than the one before, and buys less for it."""
+    """Returns the lower convex hull of the options: each costs more than the one before it, and
+    takes away less error for each unit of cost."""
     kept: list[Option] = []
     for option in sorted(options, key=lambda x: (x.cost, x.error)):
         if kept and option.error >= kept[-1].error:
@@ -77,13 +78,13 @@ def hull(options: Sequence[Option]) -> list[Option]:
 
 
 def worth(before: Option, after: Option) -> float:
-    """Error taken away for a unit of cost."""
+    """Returns how much error the step from one option to the next takes away for a unit of cost."""
     return (before.error - after.error) / max(after.cost - before.cost, 1e-30)
 
 
 def allocations(layers: Sequence[Sequence[Option]], budget: float = math.inf) -> list[Allocation]:
-    """An option for every layer: the cheapest of each, and then one step better at a time, leaving
-    out those that the budget does not hold."""
+    """Returns plans, an option for every layer: first the cheapest, then one step better each time.
+    Steps that the budget does not hold are left out."""
     hulls = [hull(layer) for layer in layers]
     plan = [found[0] for found in hulls]
     steps = [

@@ -1,4 +1,4 @@
-"""calibrate: which attention every layer of an encoder gets, under a budget."""
+"""`calibrate`: measures an encoder and chooses the attention of every layer under a budget."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def calibration(
     max_time: float | None = None,
     length: int | None = None,
 ) -> Calibration:
-    """As `calibrate`, with everything that was measured; prints nothing."""
+    """Does what `calibrate` does, returns all that was measured, and prints nothing."""
     budgets = {"max_exact_layers": max_exact_layers, "max_keys": max_keys, "max_time": max_time}
     kind, budget = _budget(budgets, max_error)
     if length is not None:
@@ -146,8 +146,8 @@ def calibration(
 
 
 def uniform(layers: Sequence[LayerSurvey]) -> list[list[LayerChoice]]:
-    """The same in every layer that can be swapped: Nyström with segment means and six steps, its
-    best schemes, and clustered attention with each count of keys."""
+    """Returns plans that do the same in every layer that can be swapped: Nyström with segment means
+    and six steps, Nyström with each layer's best scheme, and clustered with each count of keys."""
     swappable = [layer for layer in layers if layer.reason is None]
     sizes = min(len(layer.of("clustered")) for layer in swappable)
     kinds: list[Callable[[LayerSurvey], LayerChoice]] = [
@@ -167,13 +167,14 @@ def _keys(choices: Sequence[LayerChoice]) -> int:
 
 
 def plain_choice(layer: LayerSurvey) -> LayerChoice:
-    """Segment means and six steps."""
+    """Returns the choice of Nyström attention with segment means and six steps for this layer."""
     found = layer.schemes[0].choice
     return LayerChoice(layer.name, num_landmarks=found.num_landmarks, num_heads=layer.num_heads)
 
 
 def _budget(budgets: Mapping[str, float | None], max_error: float | None) -> tuple[str, float]:
-    """
+    """Returns the name and the size of the one budget that was given.
+
     Raises:
         ValueError: If one is negative, or there are two.
     """
@@ -194,7 +195,8 @@ def exact_layers(layer: LayerSurvey, choice: LayerChoice) -> float:
 
 
 def price_in(unit: str, layers: Sequence[LayerSurvey], length: int, device: torch.device) -> Price:
-    """Of one layer, so that the layers' sum is the mean of the keys or the share of the time."""
+    """Returns a function that prices a layer's choice, so that the sum over the layers is the mean
+    of their keys, or their share of the time of exact attention."""
     swappable = [layer for layer in layers if layer.reason is None]
     if unit == "keys":
         return lambda layer, choice: costs.keys(choice, length) / len(swappable)
@@ -210,8 +212,8 @@ def price_in(unit: str, layers: Sequence[LayerSurvey], length: int, device: torc
 def _cheapest(
     plans: Sequence[Allocation], max_error: float | None, error: Callable[[Allocation], float]
 ) -> Allocation:
-    """The first plan with at most that error, and the last if it has more or nothing was asked
-    for. Later plans are taken to have less."""
+    """Returns the first plan with at most that error, or the last plan if none was asked for or the
+    last has more. Later plans are taken to have less error."""
     if max_error is None or error(plans[-1]) > max_error:
         return plans[-1]
     low, high = -1, len(plans) - 1
@@ -224,8 +226,8 @@ def _cheapest(
 
 
 def _few(plans: Sequence[Allocation]) -> list[Allocation]:
-    """Some, from the cheapest to the last that is not exact, at equal steps of cost on a
-    logarithmic scale: the first ones buy the most."""
+    """Returns some of the plans, from the cheapest to the last that is not exact, at equal steps of
+    cost on a logarithmic scale: the first steps buy the most."""
     costs = [math.log(total(plan)) for plan in plans[:-1]]
     if not costs:
         return []

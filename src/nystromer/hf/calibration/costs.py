@@ -1,4 +1,4 @@
-"""What a layer's attention costs at N tokens: keys, time, multiplications.
+"""Counts what a layer's attention costs at N tokens: keys, seconds or multiplications.
 
 A layer whose heads differ costs their mean: an exact head's share of an exact layer and so on.
 """
@@ -22,7 +22,7 @@ ROUNDS = 5
 
 
 def mixed(choice: LayerChoice, n: int, near: float, exact: float) -> float:
-    """The cost of a layer whose heads cost `near`, or `exact` if they are exact at n tokens."""
+    """Returns the cost of a layer whose heads cost `near`, or `exact` where they are exact at n."""
     if choice.attention == "exact" or n < choice.exact_below:
         return exact
     share = len(choice.exact_heads) / (choice.num_heads or 1)
@@ -30,19 +30,22 @@ def mixed(choice: LayerChoice, n: int, near: float, exact: float) -> float:
 
 
 def keys(choice: LayerChoice, n: int) -> float:
-    """Scores a query, see `LayerChoice.keys`; an exact head's are n."""
+    """Returns the scores that a query costs, see `LayerChoice.keys`; an exact head costs n."""
     return mixed(choice, n, choice.keys, n)
 
 
 def exact_share(choice: LayerChoice) -> float:
-    """Of the heads."""
+    """Returns the share of the layer's heads that are exact."""
     return 1.0 if choice.attention == "exact" else len(choice.exact_heads) / (choice.num_heads or 1)
 
 
 def multiplications(choice: LayerChoice, n: int, head_dim: int) -> float:
-    """Of a head. Nyström: see `diagnostics.cost`, and the k-means and convolution on top.
-    Clustered: the scores and values of its keys, and each token's projection on the directions of
-    both clusterings."""
+    """Returns the multiplications of one head.
+
+    Nyström: those of `diagnostics.cost`, and k-means and the convolution on top. Clustered: the
+    scores and values of its keys, and each token's projection on the directions of both
+    clusterings.
+    """
     exact = 2.0 * n * n * head_dim
     if choice.attention == "clustered":
         projected = choice.num_query_clusters + choice.num_key_clusters
@@ -55,7 +58,9 @@ def multiplications(choice: LayerChoice, n: int, head_dim: int) -> float:
 
 
 class Clock:
-    """Seconds of a layer's attention to n random tokens on this machine, forward, one sequence.
+    """Measures how many seconds a layer's attention takes on this machine.
+
+    It is the forward of one sequence of n random tokens.
 
     All choices run in turn, so that what else the machine does falls on each alike; the median of
     the rounds counts.

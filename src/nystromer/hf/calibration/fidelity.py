@@ -1,4 +1,4 @@
-"""How close a model with some layers swapped is to itself under exact attention."""
+"""Measures how close a model with some layers swapped is to itself under exact attention."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How close a model's last hidden states are to those under exact attention.
+    """Says how close a model's last hidden states are to those under exact attention.
 
     Args:
         cosine, worst_cosine: Of the mean over a sequence's real tokens (an embedding): mean and
@@ -37,7 +37,7 @@ class Fidelity:
 
 
 def exact_states(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Tensor]:
-    """The last hidden states for each batch under exact attention."""
+    """Returns the last hidden states for each batch under exact attention."""
     with running(model, exact_attention_forward):
         return [last_hidden(model, batch) for batch in batches]
 
@@ -48,7 +48,7 @@ def fidelity(
     choices: Sequence[LayerChoice],
     exact: Sequence[Tensor],
 ) -> Fidelity:
-    """The model with these layers swapped, the others exact, against `exact`, its last hidden
+    """Compares the model with these layers swapped, the others exact, with `exact`, its last hidden
     states for each batch under exact attention. The model is not changed."""
     names = {module: base_name(model, name) for name, module in model.named_modules()}
     by_name = {choice.name: choice for choice in choices if choice.attention != "exact"}
@@ -70,7 +70,7 @@ def fidelity(
 
 
 def measure(hidden: Sequence[Tensor], exact: Sequence[Tensor]) -> Fidelity:
-    """Last hidden states [B, N, E], zero at padding, against those under exact attention."""
+    """Compares last hidden states [B, N, E], zero at padding, with those under exact attention."""
     pairs = list(zip(hidden, exact, strict=True))
     off = sum(float((h - w).square().sum()) for h, w in pairs)
     total = sum(float(w.square().sum()) for _, w in pairs)
@@ -81,7 +81,7 @@ def measure(hidden: Sequence[Tensor], exact: Sequence[Tensor]) -> Fidelity:
 
 @torch.no_grad()
 def last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """The base model's last hidden states, float32 [B, N, E], zero at padding."""
+    """Returns the base model's last hidden states, float32 [B, N, E], zero at padding."""
     inputs = {key: x for key, x in batch.items() if key != "labels"}
     hidden = model.base_model(**inputs)[0].float()
     mask = batch.get("attention_mask")
@@ -92,6 +92,6 @@ def last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 @contextmanager
 def running(model: PreTrainedModel, function: Callable) -> Iterator[None]:
-    """The model in evaluation mode with `function` for its attention."""
+    """Keeps the model in evaluation mode with `function` for its attention."""
     with evaluating(model), intercepted(model, function):
         yield

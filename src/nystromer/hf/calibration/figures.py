@@ -1,4 +1,4 @@
-"""Figures of a calibration."""
+"""Draws a calibration: the errors of heads and layers, and what a budget buys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COSTS = {
 
 
 def calibration_figure(found: Calibration) -> Figure:
-    """The error of every head and layer, and, if keys or time were a budget, what others buy."""
+    """Draws the error of every head and layer, and what other budgets of keys or time buy."""
     height = 2.4 + 0.34 * sum(bool(layer.schemes) for layer in found.layers)
     figure = Figure(figsize=(12.5, height + 5 * bool(found.path)), dpi=150, layout="constrained")
     if not found.path:
@@ -38,7 +38,7 @@ def calibration_figure(found: Calibration) -> Figure:
 
 
 def _draw_costs(figure: FigureBase, found: Calibration) -> None:
-    """Embedding error against cost of every trial, and what each layer gets of the plan's."""
+    """Draws the embedding's error against the cost of every trial, and what each layer gets."""
     axes, layer_axes = figure.subplots(1, 2, width_ratios=(1.7, 1))
     lines = (
         ([found.plain], RED, "every layer Nyström, plain swap"),
@@ -63,14 +63,14 @@ def _draw_costs(figure: FigureBase, found: Calibration) -> None:
 
 
 def _points(trials: tuple[Trial, ...] | list[Trial]) -> tuple[list[float], list[float]]:
-    """Costs and errors; exact attention itself has no place on a logarithmic axis."""
+    """Returns costs and errors; exact attention itself has no place on a logarithmic axis."""
     pairs = [(x.cost, 1 - x.fidelity.cosine) for x in trials]
     pairs = [(cost, error) for cost, error in pairs if error > 1e-6]
     return [cost for cost, _ in pairs], [error for _, error in pairs]
 
 
 def _draw_layers(axes: Axes, found: Calibration) -> None:
-    """A bar a layer: the share of its heads that are exact, and what the others are."""
+    """Draws a bar for each layer: the share of heads that are exact, and what the others are."""
     rows = [(i, c) for i, (x, c) in enumerate(_pairs(found)) if x.schemes]
     for y, (_, choice) in enumerate(rows):
         heads = choice.num_heads or 1
@@ -86,7 +86,7 @@ def _draw_layers(axes: Axes, found: Calibration) -> None:
 
 
 def _draw_errors(figure: FigureBase, found: Calibration) -> None:
-    """The error of every head, those that stay exact marked, and of every layer."""
+    """Draws the error of every layer and of every head, and marks the heads that stay exact."""
     head_axes, layer_axes = figure.subplots(1, 2, sharey=True, width_ratios=(1.3, 1))
     rows = [(i, layer, c) for i, (layer, c) in enumerate(_pairs(found)) if layer.schemes]
     errors = np.full((len(rows), max(layer.num_heads for _, layer, _ in rows)), np.nan)
@@ -138,7 +138,7 @@ def _pairs(found: Calibration) -> list[tuple[LayerSurvey, LayerChoice]]:
 
 
 def _planned(layer: LayerSurvey, choice: LayerChoice) -> Scheme:
-    """The scheme that the plan chose, or the best Nyström one where all heads stay exact."""
+    """Returns the scheme that the plan chose, or the best Nyström one where all heads are exact."""
     same = [x for x in layer.of(choice.attention) if _kind(x.choice) == _kind(choice)]
     return same[0] if same else layer.best()
 

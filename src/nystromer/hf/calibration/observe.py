@@ -1,4 +1,4 @@
-"""One attention layer over real batches: the error of everything that it could be.
+"""Observes an attention layer over real batches: the error of everything that it could be.
 
 Shapes: B sequences, H heads, N tokens, D features of a head, K taps of the convolution.
 """
@@ -37,7 +37,7 @@ CLUSTERED = (  # G, M and T of clustered attention as parts of the landmarks
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way to do a layer; a Nyström one with the convolution that leaves the least error.
+    """One way to do a layer; a Nyström one has the convolution that leaves the least error.
 
     Args:
         choice: What it is.
@@ -51,7 +51,8 @@ class Scheme:
 
 
 def clustered_choices(name: str, num_heads: int, num_landmarks: int) -> list[LayerChoice]:
-    """Clustered attention with half the keys that M landmarks score, as many, and up to twice."""
+    """Returns clustered attention with half the keys that M landmarks score, as many, and up to
+    twice as many."""
     budgets = [[max(1, int(num_landmarks * part)) for part in parts] for parts in CLUSTERED]
     powers = [[_power_of_two(x) for x in clusters] + [exact] for *clusters, exact in budgets]
     return [
@@ -68,7 +69,7 @@ def clustered_choices(name: str, num_heads: int, num_landmarks: int) -> list[Lay
 
 
 class Observed:
-    """Sums over all batches from which a layer's errors and its best taps follow."""
+    """Collects the sums over all batches from which a layer's errors and its best taps follow."""
 
     def __init__(self, name: str, num_heads: int, num_landmarks: int) -> None:
         plain = LayerChoice(name, num_landmarks=num_landmarks, num_heads=num_heads)
@@ -103,7 +104,7 @@ class Observed:
     def _add_nystrom(
         self, q: Tensor, k: Tensor, v: Tensor, exact: Tensor, scale: float | None
     ) -> None:
-        """r = exact - Nyström output, and the shifted values S of each head."""
+        """Adds sums of r = exact - Nyström output and of the shifted values S of each head."""
         shifted = F.pad(v, (0, 0, KERNEL // 2, KERNEL // 2)).unfold(2, KERNEL, 1)[0]
         shifted = shifted.flatten(1, 2)  # [H, N D, K]
         self.gram = self.gram + (shifted.mT @ shifted).double().cpu()
@@ -134,12 +135,12 @@ class Observed:
 
     @property
     def plain(self) -> float:
-        """Error of the plain swap, ‖output - exact output‖ / ‖exact output‖."""
+        """The error of the plain swap, ‖output - exact output‖ / ‖exact output‖."""
         return float((self.nystrom_squares[0].sum() / self.power.sum()).sqrt())
 
     def schemes(self) -> tuple[Scheme, ...]:
-        """Nyström's with their taps, then those of clustered attention that some sequence is long
-        enough for."""
+        """Returns Nyström attention's schemes with their taps, then those of clustered attention that
+        some sequence was long enough for."""
         clustered = [
             Scheme(choice, tuple(squares.tolist()))
             for choice, squares in zip(self.clustered, self.clustered_squares, strict=True)
@@ -148,7 +149,7 @@ class Observed:
         return (*self._fitted(), *clustered)
 
     def _fitted(self) -> Sequence[Scheme]:
-        """w = (Σ SᵀS + εI)⁻¹ Σ Sᵀr, and what it leaves."""
+        """Returns each Nyström scheme with its taps w = (Σ SᵀS + εI)⁻¹ Σ Sᵀr and their errors."""
         diagonal = self.gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         gram = self.gram + 1e-3 * diagonal * torch.eye(KERNEL, dtype=torch.float64)
         schemes = []
@@ -165,10 +166,10 @@ class Observed:
 
 
 def _power_of_two(count: int) -> int:
-    """The largest below, as clustered attention rounds."""
+    """Returns the largest power of two up to the count, as clustered attention rounds it."""
     return 1 << count.bit_length() - 1
 
 
 def _squares(x: Tensor) -> Tensor:
-    """‖x‖² of every head, float64 [H]."""
+    """Returns ‖x‖² of every head, float64 [H]."""
     return x.double().square().sum((0, 2, 3)).cpu()

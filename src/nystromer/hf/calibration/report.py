@@ -1,4 +1,4 @@
-"""A calibration in words: a table of layers, and what follows from it."""
+"""Tells a calibration in words: a table of the layers, and sentences about the plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nystromer.hf.conversion.plan import LayerChoice
 
 
 def table(found: Calibration) -> Table:
-    """A line a layer."""
+    """Returns a table with one line for each layer."""
     keys = f"clustered\n{found.keys} keys"
     shown = Table(
         title=f"layer 0: {found.layers[0].name}",
@@ -42,6 +42,7 @@ def _figures(layer: LayerSurvey) -> list[str]:
 
 
 def described(choice: LayerChoice) -> str:
+    """Returns a few words for a layer's choice: "clustered, 128 keys"."""
     if choice.attention == "exact":
         return "exact"
     if choice.attention == "clustered":
@@ -51,7 +52,7 @@ def described(choice: LayerChoice) -> str:
 
 
 def summary(found: Calibration) -> str:
-    """What follows from it, in sentences."""
+    """Returns sentences that say what the layers lose, and what the plan costs and keeps."""
     lines = [f"{x.name} stays exact: {x.reason}." for x in found.layers if x.reason is not None]
     unit = "keys a query" if found.unit == "keys" else "share of time"
     lines.append(

@@ -1,4 +1,4 @@
-"""What a calibration measured and chose, as data."""
+"""Holds what a calibration measured and chose, as plain data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nystromer.hf.conversion.plan import LayerChoice, Plan
 
 @dataclass(frozen=True)
 class Trial:
-    """Choices that were tried on the model.
+    """Says how well the model did with one choice for every layer.
 
     Args:
         cost: Keys a query of a layer that can be swapped, on average, or the time of these layers'
@@ -26,7 +26,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured and chosen.
+    """Holds what a calibration measured and chose.
 
     Args:
         plan: For `nystromize(plan=...)`.
@@ -54,14 +54,14 @@ class Calibration:
 
     @property
     def exact_heads(self) -> int:
-        """How many heads of the layers that could be swapped stay exact."""
+        """How many heads stay exact in the layers that could be swapped."""
         pairs = zip(self.layers, self.plan.layers, strict=True)
         kept = (costs.exact_share(x) * layer.num_heads for layer, x in pairs if not layer.reason)
         return round(sum(kept))
 
     @property
     def keys(self) -> int:
-        """2 M."""
+        """The scores that a query costs in Nyström attention, 2 M."""
         return next(layer.best().choice.keys for layer in self.layers if layer.reason is None)
 
     @property
@@ -69,7 +69,8 @@ class Calibration:
         return sum(layer.num_heads for layer in self.layers)
 
     def multiplications(self, n: int) -> tuple[int, int]:
-        """Of the attention over n tokens under the plan, and if all were exact."""
+        """Returns the multiplications of all attention over n tokens: under the plan, and if every
+        layer were exact."""
         ours = exact = 0.0
         for layer, choice in zip(self.layers, self.plan.layers, strict=True):
             ours += layer.num_heads * costs.multiplications(choice, n, layer.head_dim)

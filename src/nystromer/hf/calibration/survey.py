@@ -1,4 +1,4 @@
-"""What another attention does to each layer and head of a model, measured on real batches."""
+"""Measures on real batches what another attention does to each layer and head of a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nystromer.hf.conversion.plan import LayerChoice
 
 @dataclass(frozen=True)
 class LayerSurvey:
-    """One attention layer.
+    """Holds what was measured of one attention layer.
 
     Args:
         name: Its module's name in the base model.
@@ -42,12 +42,12 @@ class LayerSurvey:
         return [scheme for scheme in self.schemes if scheme.choice.attention == attention]
 
     def best(self, exact_heads: Sequence[int] = ()) -> Scheme:
-        """The Nyström scheme with the least error in the other heads."""
+        """Returns the Nyström scheme with the least error in the heads that are not exact."""
         others = [h for h in range(self.num_heads) if h not in exact_heads]
         return min(self.of("nystrom"), key=lambda x: sum(x.squares[h] for h in others))
 
     def typical(self, attention: str) -> Scheme | None:
-        """The best Nyström scheme, or clustered attention with as many keys as that has."""
+        """Returns the best Nyström scheme, or clustered attention with as many keys as that has."""
         nystrom = self.best()
         if attention == "nystrom":
             return nystrom
@@ -55,7 +55,7 @@ class LayerSurvey:
         return min(self.of(attention), key=lambda x: abs(x.choice.keys - keys), default=None)
 
     def error(self, scheme: Scheme) -> float:
-        """‖output - exact output‖ / ‖exact output‖ over all heads."""
+        """Returns ‖output - exact output‖ / ‖exact output‖ over all heads."""
         return (sum(scheme.squares) / sum(self.power)) ** 0.5
 
 
@@ -66,12 +66,13 @@ def exact_choice(layer: LayerSurvey) -> LayerChoice:
 def survey(
     model: PreTrainedModel, batches: Sequence[Batch], num_landmarks: int = 64
 ) -> list[LayerSurvey]:
-    r"""Every attention layer's error under each scheme, two runs of the model a batch and layer.
+    r"""Measures every attention layer's error under each scheme.
 
-    Nyström attention with several landmarks and inverses, each with the convolution that leaves the
-    least error. With r = exact - Nyström output and the shifted values S [.., K] of a head, its
-    taps are w = (Σ SᵀS + εI)⁻¹ Σ Sᵀr over all tokens and features. And clustered attention
-    with M, 2 M, 3 M and 4 M keys a query, where Nyström attention has 2 M.
+    The model runs twice for each batch and layer. The schemes are Nyström attention with several
+    landmarks and inverses, each with the convolution that leaves the least error, and clustered
+    attention with M, 2 M, 3 M and 4 M keys a query, where Nyström attention has 2 M. With
+    r = exact - Nyström output and the shifted values S [.., K] of a head, the taps of its
+    convolution are w = (Σ SᵀS + εI)⁻¹ Σ Sᵀr over all tokens and features.
 
     Args:
         model: An encoder with exact attention. It is not changed.
@@ -126,7 +127,8 @@ def _summed(layer: FoundLayer, sums: Observed | None) -> LayerSurvey:
 def _alone(
     model: PreTrainedModel, batches: Sequence[Batch], layer: LayerSurvey, exact: Sequence[Tensor]
 ) -> LayerSurvey:
-    """With what the typical scheme of each attention does to the model, in this layer alone."""
+    """Returns the layer with what each attention's typical scheme does to the model when this layer
+    alone is swapped."""
     if layer.reason is not None:
         return layer
     typical = [layer.typical(x) for x in ("nystrom", "clustered")]

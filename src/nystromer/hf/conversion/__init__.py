@@ -1,1 +1,1 @@
-"""Converting an encoder: what `nystromize` does, and what a converted encoder runs."""
+"""Converts encoders: here is what `nystromize` does, and what a converted encoder runs."""

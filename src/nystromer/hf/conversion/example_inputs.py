@@ -1,4 +1,4 @@
-"""Inputs made up for one call of a model, from its config."""
+"""Makes up inputs for one call of a model, from its config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 
 def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """A batch that the model accepts: token ids, an image, a video, a waveform or a spectrogram.
+    """Returns a batch that the model accepts: tokens, an image, a video, a waveform, a spectrogram.
 
     Raises:
         ValueError: If its main input is none of them.
@@ -32,9 +32,9 @@ def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
         raise ValueError(f"its main input is {name}")
     if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         inputs.setdefault("decoder_input_ids", torch.ones(len(inputs[name]), 5, dtype=torch.long))
-    parameter = next(model.parameters())
+    device = "cpu" if model.device.type == "meta" else model.device  # meta: offloaded
     return {
-        key: x.to(parameter.device, parameter.dtype if x.is_floating_point() else x.dtype)
+        key: x.to(device, model.dtype if x.is_floating_point() else x.dtype)
         for key, x in inputs.items()
     }
 

@@ -1,4 +1,4 @@
-"""The function that transformers calls when `attn_implementation` is "nystrom".
+"""Holds the function that transformers calls when `attn_implementation` is "nystrom".
 
 The name stands for the interface: a module's `LayerChoice` says which attention it is.
 """
@@ -14,6 +14,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from nystromer.hf.conversion.attend import attend, repeated
 from nystromer.hf.conversion.plan import NAMES, LayerChoice
+from nystromer.hf.gradients import zero_gradients
 from nystromer.hf.masks import UnusableMaskError, key_mask, nystrom_mask
 
 NAME = "nystrom"
@@ -21,7 +22,8 @@ CHOICE, CONV = "nystrom_choice", "nystrom_conv"  # attributes of a converted att
 
 
 def register(name: str, function: Any) -> None:
-    """Attention and mask under one name. Without the second transformers drops masks silently."""
+    """Registers an attention function with transformers, and our masks under the same name: without
+    these transformers drops masks silently."""
     AttentionInterface.register(name, function)
     AttentionMaskInterface.register(name, nystrom_mask)
 
@@ -36,7 +38,7 @@ def nystrom_attention_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Nyström, clustered or exact attention, as the module's `LayerChoice` says.
+    """Computes Nyström, clustered or exact attention, as the module's `LayerChoice` says.
 
     Shapes are transformers': query [B, H, N, D], key and value [B, Hkv, N, D]; returns
     ([B, N, H, D], None).
@@ -63,7 +65,10 @@ def nystrom_attention_forward(
         )
     key, value = repeated(query, key), repeated(query, value)
     mask = key_mask(attention_mask, query.shape[0])
-    output = attend(choice, query, key, value, mask, scaling, getattr(module, CONV, None))
+    taps = getattr(module, CONV, None)
+    output = attend(choice, query, key, value, mask, scaling, taps)
+    if taps is not None:  # exact attention, of short sequences, has no convolution
+        output = zero_gradients(output, [taps])
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -75,7 +80,7 @@ def exact_attention_forward(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' own "sdpa", for masks made by `nystrom_mask`."""
+    """Computes transformers' own "sdpa" attention from a mask made by `nystrom_mask`."""
     if attention_mask is not None and attention_mask.dim() == 2:
         attention_mask = attention_mask.bool()[:, None, None, :]
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -91,7 +96,7 @@ def refusal(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> str | None:
-    """Why this call cannot be Nyström or clustered attention, or None."""
+    """Returns why this call cannot be Nyström or clustered attention, or None if it can."""
     if getattr(module, "is_causal", False) if is_causal is None else is_causal:
         return "it is causal, and a landmark, the mean of many tokens, sees the future"
     if (
@@ -115,7 +120,8 @@ def refusal(
 
 
 def _default_choice(module: nn.Module) -> LayerChoice:
-    """For `attn_implementation="nystrom"` without nystromize: M = 64 everywhere."""
+    """Returns the choice of a layer that nystromize has not seen, of a model loaded with
+    `attn_implementation="nystrom"`: Nyström attention with M = 64."""
     if getattr(getattr(module, "config", None), "nystrom", None):
         raise RuntimeError(
             f"{type(module).__name__} is not among the layers that config.nystrom names; load the "

@@ -1,4 +1,4 @@
-"""Which attention layers a model has: found by running it, not by knowing its family."""
+"""Finds the attention layers of a model by running it, not by knowing its family."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INTERCEPTING = threading.RLock()  # one name of the registry serves the whole pr
 
 @dataclass(frozen=True)
 class FoundLayer:
-    """An attention module that a model calls through transformers' interface."""
+    """Names an attention module that a model calls through transformers' interface."""
 
     name: str
     num_heads: int
@@ -30,12 +30,17 @@ class FoundLayer:
 def attention_layers(
     model: PreTrainedModel, example: Mapping[str, Tensor] | None = None
 ) -> list[FoundLayer]:
-    """The attention layers that the model really calls, in order, from one run on `example`.
+    """Returns the attention layers that the model calls when it runs on `example`, in that order.
 
     Raises:
-        ValueError: If none of them goes through transformers' attention interface, or no example
-            can be made up.
+        ValueError: If none of them goes through transformers' attention interface, no example can
+            be made up, or the model is a Nyströmformer.
     """
+    if model.config.model_type == "nystromformer":
+        raise ValueError(
+            f"{type(model).__name__} has Nyström attention already, so there is nothing to "
+            "convert; set num_landmarks or exact_attention in its config."
+        )
     found: dict[nn.Module, FoundLayer] = {}
     names = {module: name for name, module in model.named_modules()}
 
@@ -65,7 +70,7 @@ def attention_layers(
 
 @contextmanager
 def intercepted(model: PreTrainedModel, function: Callable) -> Iterator[None]:
-    """Within it the model's attention layers call `function`, as transformers would call "sdpa".
+    """Has the model's attention layers call `function`, as transformers would call "sdpa".
 
     Masks arrive as `nystrom_mask` makes them.
     """
@@ -77,15 +82,24 @@ def intercepted(model: PreTrainedModel, function: Callable) -> Iterator[None]:
         register("nystrom_intercepted", function)
         try:
             model.set_attn_implementation("nystrom_intercepted")
+            for config in _of_layers_alone(model, configs):
+                config._attn_implementation_internal = "nystrom_intercepted"
             yield
         finally:
             for config, implementation in before:
                 config._attn_implementation_internal = implementation
 
 
+def _of_layers_alone(model: PreTrainedModel, configs: Mapping[int, Any]) -> list[Any]:
+    """Returns the configs that layers have and no model does: EncoderDecoderModel gives its encoder
+    another config than the encoder's layers were built with."""
+    of_models = {id(m.config) for m in model.modules() if isinstance(m, PreTrainedModel)}
+    return [config for key, config in configs.items() if key not in of_models]
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it the model is in evaluation mode; afterwards every part is as it was."""
+    """Puts the model into evaluation mode; afterwards every part is in the mode it was in."""
     before = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -96,5 +110,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def base_name(model: PreTrainedModel, name: str) -> str:
-    """A module's name in the base model, the same with and without a head on it."""
+    """Returns a module's name in the base model, the same with and without a head on it."""
     return name.removeprefix(f"{model.base_model_prefix}.")

@@ -1,4 +1,5 @@
-"""nystromize: another attention in an encoder that exists, through transformers' interface."""
+"""`nystromize`: puts another attention into an encoder that exists, through transformers'
+attention interface."""
 
 from __future__ import annotations
 
@@ -89,6 +90,9 @@ def nystromize(
         choices = [replace(by_name[x.name], num_heads=x.num_heads) for x in found]
     choices = _without_refused(model, choices, found, strict)
     _own_config(model)
+    for module in model.modules():  # a plan for a part of the model is over
+        if getattr(getattr(module, "config", None), NAME, None) is not None:
+            delattr(module.config, NAME)
     kept = tuple(replace(choice, conv_taps=None) for choice in choices)  # they become weights
     model.config.nystrom = Plan(model.config.model_type, kept).to_dict()
     model.set_attn_implementation(NAME)
@@ -106,7 +110,7 @@ def choice_of(
     num_exact_keys: int = 48,
     **options: Any,
 ) -> LayerChoice:
-    """One choice for every layer, still without a name.
+    """Returns a choice that is the same for every layer, still without a layer's name.
 
     Raises:
         ValueError: If there is no such method, or an option is the other method's.
@@ -126,7 +130,7 @@ def choice_of(
 
 
 def uniform_plan(model: PreTrainedModel, choice: LayerChoice) -> Plan:
-    """The choice in every attention layer of the model."""
+    """Returns a plan with this choice in every attention layer of the model."""
     found = attention_layers(model)
     return Plan(model.config.model_type, tuple(_uniform(choice, found, _numbers(None, len(found)))))
 
@@ -148,7 +152,7 @@ def _without_refused(
     found: Sequence[FoundLayer],
     strict: bool,
 ) -> list[LayerChoice]:
-    """The choices, exact where nothing else is possible.
+    """Returns the choices, changed to exact attention in layers where nothing else is possible.
 
     Raises:
         ValueError: If there is such a layer and `strict` is set.
@@ -182,13 +186,23 @@ def _set_taps(model: PreTrainedModel, choices: Sequence[LayerChoice]) -> None:
 
 
 def _own_config(model: PreTrainedModel) -> None:
-    """A config of its own: transformers shares one between an encoder and its decoder, and users
-    share one between models."""
+    """Gives the model a config of its own, and its layers the same one.
+
+    transformers shares one between an encoder and its decoder, and users share one between models;
+    EncoderDecoderModel gives its encoder another one than the layers have, of the same content.
+    """
     memo: dict[int, Any] = {}
     copy.deepcopy(model.config, memo)
     for module in model.modules():
         if hasattr(module, "config"):
             module.config = memo.get(id(module.config), module.config)
+    for part in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
+        content = part.config.to_dict()
+        layer: Any
+        for layer in part.modules():
+            config = getattr(layer, "config", None)
+            if type(config) is type(part.config) and config.to_dict() == content:
+                layer.config = part.config
 
 
 def _numbers(layers: Sequence[int] | None, count: int) -> set[int]:
@@ -218,7 +232,7 @@ def _check_plan(plan: Plan, model: PreTrainedModel, found: Sequence[FoundLayer])
 
 
 def _say(model: PreTrainedModel, choices: Sequence[LayerChoice]) -> None:
-    """One line: what was converted, and what was not."""
+    """Logs one line that says what was converted, and what was not."""
     counts = Counter(NAMES[c.attention] for c in choices if c.attention != "exact")
     converted = " and ".join(f"{name} attention in {n}" for name, n in counts.items())
     kept = "".join(f"; exact: {c.name}, {c.note}" for c in choices if c.note is not None)

@@ -1,4 +1,4 @@
-"""What each attention layer of a converted encoder does: plain data, readable JSON."""
+"""Says what each attention layer of a converted encoder does, as plain data and readable JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LANDMARKS = ("segment_means", "kmeans")
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """One attention layer.
+    """Says which attention one layer has, and how it is computed.
 
     Args:
         name: Its module's name in the base model ("encoder.layer.0.attention.self").
@@ -86,6 +86,13 @@ class LayerChoice:
                 f"`conv_taps` must hold conv_kernel_size={self.conv_kernel_size} numbers for each "
                 f"head, got {sorted({len(x) for x in self.conv_taps})}."
             )
+        if self.conv_taps is not None and len(self.conv_taps) != (
+            self.num_heads or len(self.conv_taps)
+        ):
+            raise ValueError(
+                f"`conv_taps` must hold a row for each of the {self.num_heads} heads, got "
+                f"{len(self.conv_taps)} rows."
+            )
         if any(head < 0 or head >= (self.num_heads or head + 1) for head in self.exact_heads):
             raise ValueError(
                 f"`exact_heads` must lie in 0 ... {(self.num_heads or 1) - 1}, got "
@@ -94,7 +101,7 @@ class LayerChoice:
 
     @property
     def keys(self) -> int:
-        """Scores that a query costs where it is not exact: 2 M for Nyström (its own with the
+        """The scores that a query costs where it is not exact: 2 M for Nyström (its own with the
         landmarks, and its share of the landmarks' with all keys), G + M + T for clustered. Finding
         clusters, k-means, the inverse and a convolution come on top."""
         if self.attention == "clustered":
@@ -103,24 +110,25 @@ class LayerChoice:
 
     @property
     def exact_below(self) -> int:
-        """Real tokens below which a sequence keeps exact attention."""
+        """The number of real tokens below which a sequence keeps exact attention."""
         return 2 * self.keys if self.min_length is None else self.min_length
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The choices for one model, in the order in which it calls its attention layers."""
+    """Holds the choices for one model, in the order in which it calls its attention layers."""
 
     model_type: str
     layers: tuple[LayerChoice, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; what is None or the default of `LayerChoice` is left out."""
+        """Returns the plan as plain data, without fields that are None or the default."""
         return {"model_type": self.model_type, "layers": [_shown(x) for x in self.layers]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """
+        """Returns the plan that such plain data describes.
+
         Raises:
             ValueError: If a field is missing, unknown or out of range.
         """
@@ -133,12 +141,17 @@ class Plan:
             ) from error
 
     def to_json(self) -> str:
-        """Readable: a list of numbers stands on one line."""
+        """Returns the plan as JSON in which a list of numbers stands on one line."""
         text = json.dumps(self.to_dict(), indent=2) + "\n"
         return re.sub(r"\[[^][{}\"]+\]", lambda x: " ".join(x[0].split()), text)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
+        """Returns the plan that this JSON describes.
+
+        Raises:
+            ValueError: If it is no JSON, or as `from_dict`.
+        """
         try:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
@@ -146,7 +159,8 @@ class Plan:
 
 
 def _check_options(layer: LayerChoice) -> None:
-    """
+    """Refuses options of the attention that the layer does not have.
+
     Raises:
         ValueError: If an option of Nyström attention is set for clustered attention, or the other
             way round: neither becomes the other.

@@ -1,1 +1,1 @@
-"""The Nyströmformer models, and the checkpoints of the original repository."""
+"""Holds the Nyströmformer models, and reads the checkpoints of the original repository."""

@@ -1,4 +1,4 @@
-"""Gives the models to transformers' Auto classes, for folders of model_type "nystromformer"."""
+"""Registers the models with transformers' Auto classes, for the model_type "nystromformer"."""
 
 from transformers import (
     AutoConfig,

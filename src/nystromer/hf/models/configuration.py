@@ -1,4 +1,4 @@
-"""NystromformerConfig: the fields of transformers' config, and five more."""
+"""Defines NystromformerConfig: the fields of transformers' config, and four more."""
 
 # No `from __future__ import annotations` here: transformers checks fields against annotations.
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from nystromer.checks import check_positive
 
 @strict
 class NystromformerConfig(theirs_config.NystromformerConfig):
-    """transformers' NystromformerConfig and four fields more.
+    """Has the fields of transformers' NystromformerConfig and four more.
 
     Args:
         ngram_size, ngram_buckets: With a size of n > 1 a token's embedding is the sum of its own
@@ -37,6 +37,18 @@ class NystromformerConfig(theirs_config.NystromformerConfig):
     ngram_size: int = 1
     ngram_buckets: int = 16_384
 
+    # In transformers these two demand attn_implementation="eager", which here is exact attention.
+    @property
+    def output_attentions(self) -> bool | None:
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool | None) -> None:
+        self._output_attentions = value
+
+    def validate_output_attentions(self) -> None:
+        """Accepts output_attentions with every implementation: all of them have a map to return."""
+
     def validate_architecture(self) -> None:
         super().validate_architecture()
         for name in ("num_landmarks", "ngram_size", "ngram_buckets"):
@@ -51,11 +63,11 @@ class NystromformerConfig(theirs_config.NystromformerConfig):
 
     @classmethod
     def bert_small(cls, **fields: Any) -> "NystromformerConfig":
-        """The paper's BERT-small: 4 layers (it gives no widths; these are those of BERT-small)."""
+        """Returns the paper's BERT-small: 4 layers, and BERT-small's widths, for it gives none."""
         sizes = {"num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8}
         return cls(**{**sizes, "intermediate_size": 2048, **fields})
 
     @classmethod
     def bert_base(cls, **fields: Any) -> "NystromformerConfig":
-        """The paper's BERT-base: 12 layers, 12 heads of 64; transformers' defaults."""
+        """Returns the paper's BERT-base: 12 layers of 12 heads of 64, transformers' defaults."""
         return cls(**fields)

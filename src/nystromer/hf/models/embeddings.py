@@ -1,15 +1,16 @@
-"""Embeddings of tokens, with n-grams of tokens if the config has them."""
+"""Embeds tokens, and n-grams of tokens if the config has them."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.nystromformer import modeling_nystromformer as theirs
 
+from nystromer.hf.gradients import zero_gradients
 from nystromer.hf.models.configuration import NystromformerConfig
 
 
 class NgramEmbedding(nn.Embedding):
-    """The sum of the embeddings of the n-grams that end at each token, n from 2 to `ngram_size`."""
+    """Sums the embeddings of the n-grams that end at each token, n from 2 to `ngram_size`."""
 
     PRIME, FACTOR = 2**31 - 1, 1_000_003  # of the rolling hash
 
@@ -18,7 +19,7 @@ class NgramEmbedding(nn.Embedding):
         self.config = config
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Tokens [B, N] -> [B, N, E]. Before the first token stands padding."""
+        """Embeds tokens [B, N] as [B, N, E]. Before the first token stands padding."""
         length, buckets = ids.shape[1], self.config.ngram_buckets
         earlier = F.pad(ids, (self.config.ngram_size - 1, 0), value=self.config.pad_token_id)
         hashes, total = ids, torch.zeros((), device=ids.device)
@@ -31,7 +32,7 @@ class NgramEmbedding(nn.Embedding):
 
 
 class Embeddings(theirs.NystromformerEmbeddings):
-    """transformers' embeddings with n-grams of tokens, if the config has them."""
+    """Adds to transformers' embeddings those of n-grams of tokens, if the config has them."""
 
     ngram_embeddings: NgramEmbedding | None
 
@@ -44,4 +45,6 @@ class Embeddings(theirs.NystromformerEmbeddings):
     ) -> Tensor:
         if inputs_embeds is None and input_ids is not None and self.ngram_embeddings is not None:
             inputs_embeds = self.word_embeddings(input_ids) + self.ngram_embeddings(input_ids)
+        elif inputs_embeds is not None and self.ngram_embeddings is not None:
+            inputs_embeds = zero_gradients(inputs_embeds, self.ngram_embeddings.parameters())
         return super().forward(input_ids, token_type_ids, position_ids, inputs_embeds)

@@ -1,4 +1,4 @@
-"""The Nyströmformer models of transformers with this package's attention: the import is swapped,
+"""Builds transformers' Nyströmformer models with this package's attention: an import is swapped,
 names of parameters and config fields stay.
 
 Nothing is copied: transformers builds its model, then the classes in `OURS` take the place of its.
@@ -17,12 +17,12 @@ from nystromer.hf.conversion.interface import NAME
 from nystromer.hf.masks import key_mask
 from nystromer.hf.models.configuration import NystromformerConfig
 from nystromer.hf.models.embeddings import Embeddings, NgramEmbedding
-from nystromer.hf.models.self_attention import SelfAttention
+from nystromer.hf.models.self_attention import EXACT, SelfAttention, Taps
 from nystromer.hf.positions import refuse_longer_inputs
 
 
 class Swapped(PreTrainedModel):
-    """Put before a class of transformers: builds its model, then swaps the parts in `OURS`."""
+    """Stands before a class of transformers: builds its model, then swaps the parts in `OURS`."""
 
     config_class = NystromformerConfig
     # Their losses are means, but **kwargs makes Trainer take them for parts of a sum: it would add
@@ -31,16 +31,23 @@ class Swapped(PreTrainedModel):
 
     def __init__(self, config: NystromformerConfig) -> None:
         if not isinstance(config, NystromformerConfig):
+            implementation = config._attn_implementation
             config = NystromformerConfig.from_dict(config.to_dict())
+            config._attn_implementation = implementation
+        implementation = self.get_correct_attn_implementation(config._attn_implementation)
         option = config.inv_coeff_init_option
-        config.inv_coeff_init_option = False  # transformers' own layer fails with True
+        config._attn_implementation = None  # transformers' own classes fail with "sdpa"
+        config.inv_coeff_init_option = False  # and with True
         super().__init__(config)
+        config._attn_implementation = implementation
         config.inv_coeff_init_option = option
         for module in self.modules():
             if type(module) in OURS:
                 module.__class__ = OURS[type(module)]
             if isinstance(module, SelfAttention):
                 module.config = config
+                if config.conv_kernel_size is not None:
+                    module.conv.__class__ = Taps
         for module in list(self.modules()):
             if isinstance(module, Embeddings):
                 module.ngram_embeddings = None
@@ -54,9 +61,21 @@ class Swapped(PreTrainedModel):
         if isinstance(module, NgramEmbedding):  # their sum as large as a token's own
             std = self.config.initializer_range / (self.config.ngram_size - 1) ** 0.5
             init.normal_(module.weight, std=std)
+        if isinstance(module, theirs.NystromformerLMPredictionHead):  # theirs leaves what was there
+            init.zeros_(module.bias)
 
-    def get_correct_attn_implementation(self, *args: Any, **kwargs: Any) -> str:
-        return NAME  # for its masks: [B, N], where "eager" makes [B, 1, N, N]
+    def get_correct_attn_implementation(self, requested: str | None, *args: Any) -> str:
+        """Returns "nystrom", which also makes masks of [B, N], unless another one is requested.
+
+        Raises:
+            ValueError: If it is neither "nystrom" nor one for exact attention.
+        """
+        if requested not in (None, NAME, *EXACT):
+            raise ValueError(
+                f"{type(self).__name__} has attn_implementation='nystrom', and 'sdpa' or 'eager' "
+                f"for exact attention, got {requested!r}."
+            )
+        return requested or NAME
 
 
 class NystromformerModel(Swapped, theirs.NystromformerModel):
@@ -70,7 +89,7 @@ class NystromformerForMaskedLM(Swapped, theirs.NystromformerForMaskedLM):
 class NystromformerForSequenceClassification(
     Swapped, theirs.NystromformerForSequenceClassification
 ):
-    """With `classifier_pooling`, a field of the config."""
+    """Judges a text by its first token or their mean, as the config's `classifier_pooling` says."""
 
     @can_return_tuple
     def forward(
@@ -99,7 +118,8 @@ class NystromformerForSequenceClassification(
 
 
 def mean_of_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
-    """Of the real ones: [B, N, E], any mask that the model takes -> [B, 1, E]."""
+    """Returns the mean state of each sequence's real tokens, [B, 1, E], from [B, N, E] and any mask
+    that the model takes."""
     if mask is None:
         return states.mean(1, keepdim=True)
     real: Any = mask.bool() if mask.dim() == 2 else key_mask(mask, len(states))

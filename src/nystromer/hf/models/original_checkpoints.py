@@ -45,7 +45,7 @@ SIZES = (  # the tensors that tell them
 def load_original(
     path: str | Path, *, num_landmarks: int = 64, num_heads: int | None = None
 ) -> NystromformerForMaskedLM:
-    """The masked language model in a checkpoint of the original repository.
+    """Returns the masked language model in a checkpoint of the original repository.
 
     Sizes are read off the tensors. Nothing but tensors is unpickled.
 
@@ -104,7 +104,7 @@ def _rename(name: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file: tensors and plain containers, or an error."""
+    """Returns the state dict in a file of tensors and plain containers; all else is refused."""
     if not path.is_file():
         raise ValueError(f"`path` must be a checkpoint, got {path}, which is not a file.")
     try:

@@ -1,4 +1,4 @@
-"""NystromformerForPreTraining: masked words and sentence order."""
+"""Defines NystromformerForPreTraining, which learns masked words and the order of sentences."""
 
 from typing import Any
 
@@ -7,13 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.albert.modeling_albert import AlbertForPreTrainingOutput
 
+from nystromer.hf.gradients import zero_gradients
 from nystromer.hf.models.configuration import NystromformerConfig
 from nystromer.hf.models.nystromformer import NystromformerForMaskedLM
 
 
 class NystromformerForPreTraining(NystromformerForMaskedLM):
-    """Masked language model and sentence order, the paper's pre-training. transformers has no such
-    class; its NystromformerForMaskedLM reads what this one saves, and the other way round."""
+    """Predicts masked words and whether two segments were swapped: the paper's pre-training.
+
+    transformers has no such class. Its NystromformerForMaskedLM reads what this one saves, and the
+    other way round.
+    """
 
     accepts_loss_kwargs = True
 
@@ -34,17 +38,22 @@ class NystromformerForPreTraining(NystromformerForMaskedLM):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> AlbertForPreTrainingOutput:
-        """labels [B, N], -100 where nothing is asked; sentence_order_label [B], 1 if the two
-        segments were swapped. The loss is the sum of the two mean cross entropies.
+        """Predicts words and order; the loss is the sum of the two mean cross entropies.
 
-        With only_asked words are predicted where labels ask and nowhere else, for a fraction of the
-        cost: prediction_logits is [asked, V]. num_items_in_batch is what Trainer passes, the words
-        asked in all batches of an update: the loss is this batch's part of the update's."""
+        Args:
+            labels: [B, N], -100 where nothing is asked.
+            sentence_order_label: [B], 1 if the two segments were swapped.
+            only_asked: Whether words are predicted only where labels ask, for a fraction of the
+                cost; then prediction_logits is [asked, V].
+            num_items_in_batch: What Trainer passes, the words asked in all batches of an update:
+                the loss is this batch's part of the update's.
+        """
         kwargs["return_dict"] = True
         outputs = self.nystromformer(input_ids, attention_mask=attention_mask, **kwargs)
         states = outputs.last_hidden_state  # [B, N, E]
         order = self.sentence_order(self.dropout(torch.tanh(self.pooler(states[:, 0]))))
-        losses = []
+        losses: list[Tensor] = []
+        unused: list[nn.Module] = []
         share: Tensor | float = 1.0
         if labels is not None:
             asked = labels != -100
@@ -57,10 +66,17 @@ class NystromformerForPreTraining(NystromformerForMaskedLM):
                 share = asked.sum() / num_items_in_batch
         else:
             words = self.cls(states)
+            unused += [self.cls]
         if sentence_order_label is not None:
             losses.append(F.cross_entropy(order, sentence_order_label))
+        else:
+            unused += [self.pooler, self.sentence_order]
+        loss = None
+        if losses:
+            parameters = (x for module in unused for x in module.parameters())
+            loss = zero_gradients(share * sum(losses[1:], losses[0]), parameters)
         return AlbertForPreTrainingOutput(
-            loss=share * sum(losses[1:], losses[0]) if losses else None,
+            loss=loss,
             prediction_logits=words,
             sop_logits=order,
             hidden_states=outputs.hidden_states,
