@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nystromer.mil.tables.columns import SUFFIXES as TABLES
+from nystromer.mil.columns import SUFFIXES as TABLES
 
 FEATURES = (".h5", ".hdf5", ".npy", ".npz", ".pt", ".pth", ".safetensors")
 SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from nystromer.mil.columns import SUFFIXES
 from nystromer.mil.features.bags import Bag
 from nystromer.mil.features.formats import FORMATS, read_bag, tables
-from nystromer.mil.tables.columns import SUFFIXES
 
 Track = Callable[[Sequence[Path]], Iterable[Path]]
 

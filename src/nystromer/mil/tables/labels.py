@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nystromer.mil.columns import BAG, LABEL, PATIENT, column, find, read_table
 from nystromer.mil.features.containers import contents
 from nystromer.mil.ids import slide_id
-from nystromer.mil.tables.columns import BAG, LABEL, PATIENT, column, find, read_table
 from nystromer.mil.tables.splits import PARTS, is_fold
 from nystromer.mil.tables.survival import SurvivalColumns, survival_columns
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nystromer.mil.columns import BAG, column, find, read_table
 from nystromer.mil.ids import slide_id
-from nystromer.mil.tables.columns import BAG, column, find, read_table
 
 PARTS = ("train", "val", "test")
 FILES = re.compile(r"splits_\d+(_bool)?\.csv|fold_?\d+\.csv|splits?\.csv", re.IGNORECASE)

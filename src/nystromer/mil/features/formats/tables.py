@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nystromer.mil.columns import BAG, KNOWN, column, read_table
 from nystromer.mil.features.bags import Bag
 from nystromer.mil.ids import slide_id
-from nystromer.mil.tables.columns import BAG, KNOWN, column, read_table
 
 
 def bags_of(path: Path) -> list[Bag]:
