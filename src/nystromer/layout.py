@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from math import prod
 
-import torch
 from torch import Tensor
 
 from nystromer.checks import check_mask, check_tensor
+from nystromer.registration import is_traced
 
 
 def batched(**tensors: Tensor) -> tuple[Tensor, ...]:
@@ -85,6 +85,6 @@ def at_most_tokens(num_landmarks: int, *lengths: int) -> int:
 
     Where a graph is traced it stays M, for lengths may change afterwards.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+    if is_traced():
         return num_landmarks
     return max(1, min(num_landmarks, max(lengths)))

@@ -118,6 +118,11 @@ def refuse_second_derivative(backward: str, kind: str) -> None:
     derivative_of(backward, second)
 
 
+def is_traced() -> bool:
+    """Returns whether a graph is being made of this call: it must not ask for a tensor's values."""
+    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
 def differentiated_anew() -> bool:
     """Whether torch.func.grad or jvp, or forward-mode differentiation, is at work.
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from transformers.utils.import_utils import is_tracing
 
 from nystromer.clustered.attention import clustered_attention
 from nystromer.functional import nystrom_attention
 from nystromer.hf.conversion.plan import LayerChoice
 from nystromer.landmarks import kmeans
+from nystromer.short_sequences import exact, exact_below
 
 KMEANS_STEPS = 3  # ten cost three times as much and are no better (docs/log.md)
 
@@ -32,65 +31,24 @@ def attend(
 
     The rule is per sequence: batching changes nothing. Rows of padding are zero.
     """
+
+    def by_length(q: Tensor, k: Tensor, v: Tensor, taps: Tensor | None) -> Tensor:
+        def near(mask: Tensor | None, _: Tensor | None) -> Tensor:
+            return approximate(choice, q, k, v, mask, scaling, taps)
+
+        return exact_below(choice.exact_below, near, q, k, v, mask, scale=scaling)
+
     if not choice.exact_heads:
-        return _attend(choice, query, key, value, mask, scaling, conv_weight)
-    exact = list(choice.exact_heads)
-    others = [h for h in range(query.shape[1]) if h not in exact]
-    q, k, v = (x[:, exact] for x in (query, key, value))
-    parts = [_exact(q, k, v, mask, scaling)]
+        return by_length(query, key, value, conv_weight)
+    kept = list(choice.exact_heads)
+    others = [h for h in range(query.shape[1]) if h not in kept]
+    q, k, v = (x[:, kept] for x in (query, key, value))
+    parts = [exact(q, k, v, mask, scale=scaling)]
     if others:
         q, k, v = (x[:, others] for x in (query, key, value))
-        taps = None if conv_weight is None else conv_weight[others]
-        parts.append(_attend(choice, q, k, v, mask, scaling, taps))
-    order = [(exact + others).index(head) for head in range(query.shape[1])]
+        parts.append(by_length(q, k, v, None if conv_weight is None else conv_weight[others]))
+    order = [(kept + others).index(head) for head in range(query.shape[1])]
     return torch.cat(parts, 1)[:, order]
-
-
-def _attend(
-    choice: LayerChoice,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    conv_weight: Tensor | None,
-) -> Tensor:
-    """Computes `attend` for heads of which none is exact.
-
-    Each of two calls sees its own sequences alone, those of the other as padding, for which it
-    takes no time. For exact attention, Lemma 2, as many landmarks are asked for as a short sequence
-    may have tokens. A graph that is being traced holds both calls; otherwise one is left out if it
-    has no sequences.
-    """
-    n, shortest = query.shape[2], choice.exact_below
-    known = not isinstance(n, torch.SymInt)  # else a graph for any length is being traced
-    if known and n < shortest:
-        return _exact(query, key, value, mask, scaling)
-    if shortest == 1 or (known and mask is None):
-        return approximate(choice, query, key, value, mask, scaling, conv_weight)
-    if mask is None:
-        mask = torch.ones(query.shape[0], n, dtype=torch.bool, device=query.device)
-    long = mask.sum(1, keepdim=True) >= shortest
-    if not is_tracing(long):
-        if long.all():
-            return approximate(choice, query, key, value, mask, scaling, conv_weight)
-        if not long.any():
-            return _exact(query, key, value, mask, scaling)
-    near = approximate(choice, query, key, value, mask & long, scaling, conv_weight)
-    return near + nystrom_attention(
-        query, key, value, num_landmarks=shortest - 1, mask=mask & ~long, scale=scaling
-    )
-
-
-def _exact(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
-) -> Tensor:
-    """Computes softmax attention, zero in rows of padding."""
-    if mask is None:
-        return F.scaled_dot_product_attention(query, key, value, scale=scaling)
-    hidden = mask[:, None, None]
-    output = F.scaled_dot_product_attention(query, key, value, hidden, scale=scaling)
-    return output.masked_fill(~mask[:, None, :, None], 0.0)
 
 
 def approximate(

@@ -12,9 +12,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
+from nystromer.gradients import zero_gradients
 from nystromer.hf.conversion.attend import attend, repeated
 from nystromer.hf.conversion.plan import NAMES, LayerChoice
-from nystromer.hf.gradients import zero_gradients
 from nystromer.hf.masks import UnusableMaskError, key_mask, nystrom_mask
 
 NAME = "nystrom"

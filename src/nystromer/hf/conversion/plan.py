@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from nystromer.checks import check_positive
+from nystromer.checks import check_kernel_size, check_positive
 
 NAMES = {"nystrom": "Nyström", "clustered": "clustered", "exact": "exact"}
 OPTIONS = {  # what belongs to one attention alone
@@ -73,12 +73,7 @@ class LayerChoice:
         if self.ridge is not None and not self.ridge > 0:
             raise ValueError(f"`ridge` must be above 0, got {self.ridge}; None means six steps.")
         if self.conv_kernel_size is not None:
-            check_positive("conv_kernel_size", self.conv_kernel_size)
-            if self.conv_kernel_size % 2 == 0:
-                raise ValueError(
-                    f"`conv_kernel_size` must be odd, got {self.conv_kernel_size}; an odd kernel "
-                    "stays centred on its token."
-                )
+            check_kernel_size("conv_kernel_size", self.conv_kernel_size)
         if self.conv_taps is not None and {len(x) for x in self.conv_taps} != {
             self.conv_kernel_size
         }:

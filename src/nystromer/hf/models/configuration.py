@@ -6,7 +6,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.models.nystromformer import configuration_nystromformer as theirs_config
 
-from nystromer.checks import check_positive
+from nystromer.checks import check_kernel_size, check_positive
 
 
 @strict
@@ -54,12 +54,7 @@ class NystromformerConfig(theirs_config.NystromformerConfig):
         for name in ("num_landmarks", "ngram_size", "ngram_buckets"):
             check_positive(name, getattr(self, name))
         if self.conv_kernel_size is not None:
-            check_positive("conv_kernel_size", self.conv_kernel_size)
-            if self.conv_kernel_size % 2 == 0:
-                raise ValueError(
-                    f"`conv_kernel_size` must be odd, got {self.conv_kernel_size}; an odd kernel "
-                    "stays centred on its token."
-                )
+            check_kernel_size("conv_kernel_size", self.conv_kernel_size)
 
     @classmethod
     def bert_small(cls, **fields: Any) -> "NystromformerConfig":

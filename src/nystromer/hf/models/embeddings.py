@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.nystromformer import modeling_nystromformer as theirs
 
-from nystromer.hf.gradients import zero_gradients
+from nystromer.gradients import zero_gradients
 from nystromer.hf.models.configuration import NystromformerConfig
 
 

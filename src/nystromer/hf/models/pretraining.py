@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.albert.modeling_albert import AlbertForPreTrainingOutput
 
-from nystromer.hf.gradients import zero_gradients
+from nystromer.gradients import zero_gradients
 from nystromer.hf.models.configuration import NystromformerConfig
 from nystromer.hf.models.nystromformer import NystromformerForMaskedLM
 

@@ -5,6 +5,7 @@ import torch
 from torch import distributed, nn
 from transformers import BertConfig, BertModel
 
+from nystromer.gradients import zero_gradients
 from nystromer.hf import (
     LayerChoice,
     NystromformerConfig,
@@ -13,7 +14,6 @@ from nystromer.hf import (
     Plan,
     nystromize,
 )
-from nystromer.hf.gradients import zero_gradients
 
 SIZES = {
     "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
