@@ -139,8 +139,8 @@ class Observed:
         return float((self.nystrom_squares[0].sum() / self.power.sum()).sqrt())
 
     def schemes(self) -> tuple[Scheme, ...]:
-        """Returns Nyström attention's schemes with their taps, then those of clustered attention that
-        some sequence was long enough for."""
+        """Returns the Nyström schemes with their taps, then those of clustered attention that some
+        sequence was long enough for."""
         clustered = [
             Scheme(choice, tuple(squares.tolist()))
             for choice, squares in zip(self.clustered, self.clustered_squares, strict=True)
