@@ -49,8 +49,8 @@ struct Shared {
         std::unique_lock<std::mutex> lock(mutex);
         finished.wait(lock, over);
     }
+    bool has_tasks() const { return next[count - 1] < stages[count - 1].tasks; }
     void run() {
-        if (next[count - 1] >= stages[count - 1].tasks) return;  // come too late
         Arena* arena = Arena::borrow();
         for (int s = 0; s < count; ++s) {
             work(s, *arena);
@@ -71,7 +71,9 @@ bool run_stages(const Job& job, const Stage* stages, int count, int64_t threads)
     if (shared->count == 0) return true;
     try {
         for (int64_t i = 1; i < threads; ++i) {
-            std::thread([shared] { shared->run(); }).detach();
+            std::thread([shared] {
+                if (shared->has_tasks()) shared->run();
+            }).detach();
         }
     } catch (const std::system_error&) {  // no more threads to be had: those that are, do
     }
