@@ -72,7 +72,7 @@ def test_nystrom_attention_module_drops_out_its_output_in_training_only():
     assert (module(x) == 0).float().mean() < 0.01
 
 
-@pytest.mark.parametrize("backend", ("auto", *BACKENDS))
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 @pytest.mark.parametrize("masked", [False, True])
 def test_nystrom_attention_module_compiles_without_a_graph_break(backend, masked):
     module, x = small(backend=backend), torch.randn(2, 50, 24, requires_grad=True)
