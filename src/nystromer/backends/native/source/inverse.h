@@ -292,9 +292,9 @@ inline void kernel_2_backward(const Job& job, int64_t bh, const Table& kernel, c
     softmax_rows_backward(kernel, grad);
     const Table product = make_table(arena, m, dim);
     multiply(as_is(grad), as_table(arena, call.k_tilde + at, m, dim), product);
-    add_matrix(product, call.grad_q_tilde + at, scale);
+    write_matrix(product, call.grad_q_tilde + at, scale, true);
     multiply(transposed(grad), as_table(arena, call.q_tilde + at, m, dim), product);
-    add_matrix(product, call.grad_k_tilde + at, scale);
+    write_matrix(product, call.grad_k_tilde + at, scale, true);
 }
 
 // A task a head: what comes by the norm, to the largest columns in equal shares.

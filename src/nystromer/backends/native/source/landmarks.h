@@ -20,22 +20,18 @@ struct Segments {
     }
 };
 
-// The sum of `count` tokens, a tile at a time, so that no float sum has many terms.
-inline void sum_tokens(const Head& x, const Sequence& sequence, int64_t first, int64_t count,
-                       const Table& total, Arena& arena) {
-    fill(total, 0);
-    const Table room = make_table(arena, TILE, x.dim);
-    for (int64_t i = 0; i < count; i += TILE) {
-        const Table tile{room.data, smaller(TILE, count - i), x.dim};
-        read(x, sequence, first + i, tile);
-        for_row(total, 0, [&](int64_t offset) {
-            const int64_t panel = offset / PANEL, inside = offset % PANEL;
-            Vec part{};
-            for (int64_t r = 0; r < tile.rows; ++r) {
-                part += load(tile.data + (panel * tile.rows + r) * PANEL + inside);
-            }
-            store(total.data + offset, load(total.data + offset) + part);
-        });
+// The sum of all rows of a tile, added to a row.
+inline void add_rows(const Table& tile, const Table& total) {
+    for (int64_t c = 0; c < tile.columns; c += LANES) {
+        Vec even{}, odd{};
+        const float* from = tile.at(0, c);
+        int64_t r = 0;
+        for (; r + 1 < tile.rows; r += 2) {
+            even += load(from + r * PANEL);
+            odd += load(from + (r + 1) * PANEL);
+        }
+        if (r < tile.rows) even += load(from + r * PANEL);
+        store(total.at(0, c), load(total.at(0, c)) + (even + odd));
     }
 }
 
@@ -46,14 +42,20 @@ inline void copy_tokens(const Head& x, const Sequence& sequence, int64_t first, 
     write_matrix(tokens, to + first * x.dim);
 }
 
+// Summed a tile at a time, so that no float sum has many terms.
 inline void segment_means(const Head& x, const Sequence& sequence, int64_t m, int64_t first,
                           int64_t stop, float* to, Arena& arena) {
     const Segments segments(sequence.length, m);
-    const Table total = make_table(arena, 1, x.dim);
+    const Table total = make_table(arena, 1, x.dim), room = make_table(arena, TILE, x.dim);
     for (int64_t i = first; i < stop; ++i) {
-        const int64_t count = segments.count(i);
-        sum_tokens(x, sequence, segments.first(i), count, total, arena);
-        for (int64_t c = 0; c < x.dim; ++c) to[i * x.dim + c] = *total.at(0, c) / float(count);
+        const int64_t start = segments.first(i), count = segments.count(i);
+        fill(total, 0);
+        for (int64_t done = 0; done < count; done += TILE) {
+            const Table tile{room.data, smaller(TILE, count - done), x.dim};
+            read(x, sequence, start + done, tile);
+            add_rows(tile, total);
+        }
+        write_matrix(total, to + i * x.dim, 1 / float(count));
     }
 }
 
@@ -88,9 +90,11 @@ inline void add_shares(const Table& tokens, int64_t first, const Segments& segme
                        const float* grad_means) {
     for (int64_t r = 0; r < tokens.rows; ++r) {
         const int64_t m = segments.of(first + r);
-        const float part = 1.0f / float(segments.count(m));
-        for (int64_t c = 0; c < tokens.columns; ++c) {
-            *tokens.at(r, c) += part * grad_means[m * tokens.columns + c];
+        const Vec share = splat(1 / float(segments.count(m)));
+        const float* grad = grad_means + m * tokens.columns;
+        for (int64_t c = 0; c < tokens.columns; c += LANES) {
+            const Vec part = share * load_some(grad + c, tokens.columns - c);
+            store(tokens.at(r, c), load(tokens.at(r, c)) + part);
         }
     }
 }

@@ -10,16 +10,16 @@
 
 namespace {
 
-constexpr int64_t PANEL = 64;
+constexpr int64_t PANEL = 64;  // a power of two
 constexpr int64_t DEPTH = 256;  // rows of a panel of B that are read at a time
 
 struct Table {  // [rows, columns]
     float* data;
     int64_t rows, columns;
 
-    float* panel(int64_t column) const { return data + column / PANEL * rows * PANEL; }
+    float* panel(int64_t column) const { return data + uint64_t(column) / PANEL * rows * PANEL; }
     float* at(int64_t row, int64_t column) const {
-        return panel(column) + row * PANEL + column % PANEL;
+        return panel(column) + row * PANEL + uint64_t(column) % PANEL;
     }
     int64_t size() const { return rows * up_to(PANEL, columns); }
 };

@@ -25,51 +25,27 @@ inline Head head_of(const Job& job, const Tensor& x, int64_t dim, int64_t n, int
             dim, n, half};
 }
 
-inline float element(const Head& x, const char* row, int64_t column) {
-    const char* from = row + column * x.feature * x.size;
-    if (x.half) return widened(*reinterpret_cast<const uint16_t*>(from));
-    return *reinterpret_cast<const float*>(from);
+template <class T>
+inline void read_row(const T* from, int64_t stride, const Table& to, int64_t row) {
+    for (int64_t c = 0; c < to.columns; c += LANES) {
+        store(to.at(row, c), load_some(from + c * stride, to.columns - c, stride));
+    }
 }
-
+template <class T>
+inline void write_row(T* to, int64_t stride, const Table& from, int64_t row) {
+    for (int64_t c = 0; c < from.columns; c += LANES) {
+        store_some(to + c * stride, load(from.at(row, c)), from.columns - c, stride);
+    }
+}
 inline void read_row(const Head& x, int64_t position, const Table& to, int64_t row) {
     const char* from = x.at(position);
-    for_row(to, row, [&, column = int64_t(0)](int64_t i) mutable {
-        const bool whole = x.feature == 1 && column + LANES <= x.dim;
-        if (whole && x.half) {
-            store(to.data + i, load_half(reinterpret_cast<const uint16_t*>(from) + column));
-        } else if (whole) {
-            store(to.data + i, load(reinterpret_cast<const float*>(from) + column));
-        } else {
-            for (int64_t c = 0; c < LANES; ++c) {
-                to.data[i + c] = column + c < x.dim ? element(x, from, column + c) : 0.0f;
-            }
-        }
-        column += LANES;
-    });
+    if (x.half) read_row(reinterpret_cast<const uint16_t*>(from), x.feature, to, row);
+    else read_row(reinterpret_cast<const float*>(from), x.feature, to, row);
 }
-
 inline void write_row(const Head& x, int64_t position, const Table& from, int64_t row) {
     char* to = x.at(position);
-    for_row(from, row, [&, column = int64_t(0)](int64_t i) mutable {
-        if (x.feature == 1 && column + LANES <= x.dim) {
-            if (x.half) {
-                store_half(reinterpret_cast<uint16_t*>(to) + column, load(from.data + i));
-            } else {
-                store(reinterpret_cast<float*>(to) + column, load(from.data + i));
-            }
-        } else {
-            for (int64_t c = 0; c < LANES && column + c < x.dim; ++c) {
-                char* element = to + (column + c) * x.feature * x.size;
-                const float value = from.data[i + c];
-                if (x.half) {
-                    *reinterpret_cast<uint16_t*>(element) = rounded(value);
-                } else {
-                    *reinterpret_cast<float*>(element) = value;
-                }
-            }
-        }
-        column += LANES;
-    });
+    if (x.half) write_row(reinterpret_cast<uint16_t*>(to), x.feature, from, row);
+    else write_row(reinterpret_cast<float*>(to), x.feature, from, row);
 }
 
 inline void write_zeros(const Head& x, int64_t position) {
@@ -101,28 +77,24 @@ inline void write_only_zeros(const Head& x) {
     for (int64_t position = 0; position < x.n; ++position) write_zeros(x, position);
 }
 
-// A contiguous [rows, columns] of floats, as a table and back.
+// A contiguous [rows, columns] of floats, as a table and back, times a factor.
 inline void read_matrix(const float* from, const Table& to, float factor = 1) {
-    for (int64_t r = 0; r < to.rows; ++r) {
-        for_row(to, r, [&, column = int64_t(0)](int64_t i) mutable {
-            for (int64_t c = 0; c < LANES; ++c) {
-                const bool inside = column + c < to.columns;
-                to.data[i + c] = inside ? factor * from[r * to.columns + column + c] : 0.0f;
-            }
-            column += LANES;
-        });
+    for (int64_t r = 0; r < to.rows; ++r, from += to.columns) {
+        for (int64_t c = 0; c < to.columns; c += LANES) {
+            store(to.at(r, c), factor * load_some(from + c, to.columns - c));
+        }
     }
 }
-inline void write_matrix(const Table& from, float* to, float factor = 1) {
-    for (int64_t r = 0; r < from.rows; ++r) {
-        for (int64_t c = 0; c < from.columns; ++c) to[r * from.columns + c] = factor * *from.at(r, c);
+inline void write_matrix(const Table& from, float* to, float factor = 1, bool add = false) {
+    for (int64_t r = 0; r < from.rows; ++r, to += from.columns) {
+        for (int64_t c = 0; c < from.columns; c += LANES) {
+            const int64_t count = from.columns - c;
+            const Vec before = add ? load_some(to + c, count) : Vec{};
+            store_some(to + c, before + factor * load(from.at(r, c)), count);
+        }
     }
 }
-inline void add_matrix(const Table& from, float* to, float factor) {
-    for (int64_t r = 0; r < from.rows; ++r) {
-        for (int64_t c = 0; c < from.columns; ++c) to[r * from.columns + c] += factor * *from.at(r, c);
-    }
-}
+
 inline Table as_table(Arena& arena, const float* matrix, int64_t rows, int64_t columns,
                       float factor = 1) {
     const Table table = make_table(arena, rows, columns);

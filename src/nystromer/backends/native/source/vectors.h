@@ -7,6 +7,10 @@
 #include <cstring>
 #include <utility>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -19,6 +23,9 @@ constexpr int LANES = 4, VECTORS = 4;
 constexpr int LANES = 4, VECTORS = 2;
 #endif
 constexpr int ROWS = 6;
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t up_to(int64_t multiple, int64_t x) { return (x + multiple - 1) / multiple * multiple; }
 
 template <int N>
 struct Of {
@@ -39,41 +46,55 @@ inline To bits_as(const From& x) {
     return result;
 }
 
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return x - Vec{}; }  // not 0 + x: that is an addition, for -0 is not 0
 inline Vec load(const float* from) {
     Vec x;
     std::memcpy(&x, from, sizeof x);
     return x;
 }
 inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
-inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }  // b where one of them is NaN
 
-// bfloat16 is the upper half of a float.
-inline float widened(uint16_t x) { return bits_as<float>(uint32_t(x) << 16); }
-inline Vec load_half(const uint16_t* from) {
+// bfloat16 is the upper half of a float; it is rounded to nearest, ties to even.
+inline Vec load(const uint16_t* from) {
     Halves x;
     std::memcpy(&x, from, sizeof x);
     return bits_as<Vec>(__builtin_convertvector(x, Words) << 16);
 }
-inline uint16_t rounded(float x) {
-    if (x != x) return 0x7fc0;
-    const uint32_t bits = bits_as<uint32_t>(x);
-    return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // to nearest, ties to even
-}
-inline void store_half(uint16_t* to, Vec x) {
+inline void store(uint16_t* to, Vec x) {
     const Words bits = bits_as<Words>(x), nan = Words{} + 0x7fc0;
     const Words near = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const Halves result = __builtin_convertvector(x == x ? near : nan, Halves);
     std::memcpy(to, &result, sizeof result);
 }
 
-// 2^x, to 1e-7 of itself; 0 below 2^-126. x = n + r with |r| <= 1/2: n goes into the exponent, 2^r is
+// `count` numbers, at most LANES, of which the rest is zero, `stride` apart.
+template <class T>
+inline Vec load_some(const T* from, int64_t count, int64_t stride = 1) {
+    if (count >= LANES && stride == 1) return load(from);
+    T line[LANES] = {};
+    for (int64_t i = 0; i < smaller(count, LANES); ++i) line[i] = from[i * stride];
+    return load(line);
+}
+template <class T>
+inline void store_some(T* to, Vec x, int64_t count, int64_t stride = 1) {
+    if (count >= LANES && stride == 1) return store(to, x);
+    T line[LANES];
+    store(line, x);
+    for (int64_t i = 0; i < smaller(count, LANES); ++i) to[i * stride] = line[i];
+}
+
+// 2^x, to 1e-7 of itself; 0 below 2^-127. x = n + r with |r| <= 1/2: n goes into the exponent, 2^r is
 // a polynomial. NaN stays NaN.
 inline Vec exp2(Vec x) {
-    x = x < -127.0f ? splat(-127.0f) : x;
+#if defined(__AVX512F__)
+    const Vec n = Vec(_mm512_roundscale_ps(__m512(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+    x = larger(splat(-127.0f), x);
     const Vec round = splat(12582912.0f);  // 3 * 2^22: a sum with it has no room for fractions
-    const Vec shifted = x + round;
-    const Vec r = x - (shifted - round);
+    const Vec shifted = x + round, n = shifted - round;
+#endif
+    const Vec r = x - n;
     Vec p = splat(1.54614447e-4f);
     p = p * r + 1.34004282e-3f;
     p = p * r + 9.61805668e-3f;
@@ -81,7 +102,11 @@ inline Vec exp2(Vec x) {
     p = p * r + 2.40226509e-1f;
     p = p * r + 6.93147207e-1f;
     p = p * r + 1.0f;
+#if defined(__AVX512F__)
+    return Vec(_mm512_scalef_ps(__m512(p), __m512(n)));
+#else
     return p * bits_as<Vec>((bits_as<Words>(shifted) << 23) + (127u << 23));
+#endif
 }
 
 // The sum and the largest of a register's numbers, by halves.
@@ -130,8 +155,5 @@ inline void transpose(Vec (&rows)[LANES]) {
         for (int i = 0; i < LANES; ++i) rows[i] = next[i];
     }
 }
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t up_to(int64_t multiple, int64_t x) { return (x + multiple - 1) / multiple * multiple; }
 
 }  // namespace
