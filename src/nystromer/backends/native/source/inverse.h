@@ -86,10 +86,10 @@ inline Step step_from(const Table& a, const Table& z, Arena& arena) {
     multiply(as_is(a), z, w);
     for_all(p, [&](int64_t i) { store(p.data + i, 1.75f * load(w.data + i)); });
     add_to_diagonal(p, -3.75f);
-    add_product(as_is(w), w, p, -0.25f);  // -P / 4
+    multiply_symmetric(as_is(w), w, p, -0.25f, true);  // -P / 4
     fill(q, 0);
     add_to_diagonal(q, 3.25f);
-    add_product(as_is(w), p, q);
+    multiply_symmetric(as_is(w), p, q, 1, true);
     return {z, w, q};
 }
 inline Table start(const Table& a, float norm, Arena& arena) {
@@ -104,13 +104,13 @@ inline Table next_of_chain(const Table& t, Arena& arena) {
     const Table result = make_table(arena, m, m);
     const Scratch scratch(arena);
     const Table square = make_table(arena, m, m), y = make_table(arena, m, m);
-    multiply(as_is(t), t, square);
+    multiply_symmetric(as_is(t), t, square);
     for_all(t, [&](int64_t i) {
         const Vec s = load(square.data + i), x = load(t.data + i);
         store(y.data + i, s - 3.5f * x);
         store(result.data + i, 3.25f * x - 0.6875f * s);
     });
-    add_product(as_is(y), y, result, -0.25f);
+    multiply_symmetric(as_is(y), y, result, -0.25f, true);
     return result;
 }
 

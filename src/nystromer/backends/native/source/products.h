@@ -50,17 +50,21 @@ inline void fill(const Table& x, float value) {
 inline void add_to_diagonal(const Table& x, float value) {
     for (int64_t i = 0; i < x.rows; ++i) *x.at(i, i) += value;
 }
-// to = factor * x^T, a block of LANES x LANES at a time; what is beyond the rows of x becomes zero.
+// The block of LANES x LANES of x from there on, turned, at its place in `to`; zero where x ends.
+inline void copy_transposed(const Table& x, int64_t row, int64_t column, const Table& to,
+                            float factor = 1) {
+    Vec block[LANES];
+    for (int64_t r = 0; r < LANES; ++r) {
+        block[r] = row + r < x.rows ? factor * load(x.at(row + r, column)) : Vec{};
+    }
+    transpose(block);
+    const int64_t count = smaller(LANES, x.columns - column);
+    for (int64_t r = 0; r < count; ++r) store(to.at(column + r, row), block[r]);
+}
 inline void transpose(const Table& x, const Table& to, float factor = 1) {
-    for (int64_t first = 0; first < x.rows; first += LANES) {
+    for (int64_t row = 0; row < x.rows; row += LANES) {
         for (int64_t column = 0; column < x.columns; column += LANES) {
-            Vec block[LANES];
-            for (int64_t r = 0; r < LANES; ++r) {
-                block[r] = first + r < x.rows ? factor * load(x.at(first + r, column)) : Vec{};
-            }
-            transpose(block);
-            const int64_t count = smaller(LANES, x.columns - column);
-            for (int64_t r = 0; r < count; ++r) store(to.at(column + r, first), block[r]);
+            copy_transposed(x, row, column, to, factor);
         }
     }
 }
@@ -126,22 +130,25 @@ inline Micro micro(int64_t rows, int64_t vectors) {
     }
 }
 
-// One panel's worth of columns: c = factor * (a b) [+ c], for `rows` rows of a that lie regularly.
+// One panel's worth of columns: c = factor * (a b) [+ c], for `rows` rows of a that lie regularly. Row
+// i needs columns up to `reach` + i only.
 inline void multiply_rows(int64_t rows, int64_t depth, const float* a, const Left& left,
-                          const float* b, float* c, int64_t columns, float factor, bool add) {
+                          const float* b, float* c, int64_t columns, float factor, bool add,
+                          int64_t reach = PANEL) {
     for (int64_t i = 0; i < rows; i += ROWS) {
-        const int64_t count = smaller(ROWS, rows - i);
-        for (int64_t first = 0; first < columns; first += VECTORS * LANES) {
-            const int64_t vectors = (smaller(VECTORS * LANES, columns - first) + LANES - 1) / LANES;
+        const int64_t count = smaller(ROWS, rows - i), width = smaller(columns, reach + i + count);
+        for (int64_t first = 0; first < width; first += VECTORS * LANES) {
+            const int64_t vectors = (smaller(VECTORS * LANES, width - first) + LANES - 1) / LANES;
             micro(count, vectors)(depth, a + i * left.row, left, b + first, c + i * PANEL + first,
                                   factor, add);
         }
     }
 }
 
-// c = factor * (a b) [+ c]. a: [rows of c, rows of b].
+// c = factor * (a b) [+ c]. a: [rows of c, rows of b]. lower: only up to c's diagonal, and what is
+// beside it in a register.
 inline void multiply(const Left& a, const Table& b, const Table& c, float factor = 1,
-                     bool add = false) {
+                     bool add = false, bool lower = false) {
     if (b.rows == 0 && !add) fill(c, 0);
     for (int64_t first = 0; first < c.columns; first += PANEL) {
         const int64_t columns = smaller(PANEL, c.columns - first);
@@ -151,13 +158,22 @@ inline void multiply(const Left& a, const Table& b, const Table& c, float factor
             for (int64_t i = 0; i < c.rows; i += PANEL) {
                 multiply_rows(smaller(PANEL, c.rows - i), depth, a.at(i) + skip, a,
                               b.panel(first) + k * PANEL, c.panel(first) + i * PANEL, columns,
-                              factor, add || k > 0);
+                              factor, add || k > 0, lower ? i - first : PANEL);
             }
         }
     }
 }
 inline void add_product(const Left& a, const Table& b, const Table& c, float factor = 1) {
     multiply(a, b, c, factor, true);
+}
+
+// The same for a result that is symmetric: half of it, and its mirror image.
+inline void multiply_symmetric(const Left& a, const Table& b, const Table& c, float factor = 1,
+                               bool add = false) {
+    multiply(a, b, c, factor, add, true);
+    for (int64_t row = LANES; row < c.rows; row += LANES) {
+        for (int64_t column = 0; column < row; column += LANES) copy_transposed(c, row, column, c);
+    }
 }
 
 }  // namespace
