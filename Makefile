@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+NATIVE := src/nystromer/backends/native
 
-.PHONY: demo test check fix clean
+.PHONY: demo test check fix wheel sanitize clean
 
 demo: $(STAMP)
 	@echo "== demo: scaling, twins, attention rows -> demo/report.html (a few minutes)"
@@ -24,11 +25,22 @@ fix: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# For this system and this C library or a newer one; build it on an old one to give it away.
+wheel:
+	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
+
+# The cases of `native` under GCC's sanitizers of addresses and of undefined behaviour.
+sanitize: $(STAMP)
+	CXX=g++ CXXFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=all" $(BIN)/python $(NATIVE)/build.py
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		$(BIN)/pytest tests/test_functional.py tests/backends/test_native.py -k "native and not memory and not opcheck"; \
+		status=$$?; $(BIN)/python $(NATIVE)/build.py; exit $$status
+
 # torch first and by its exact version: a looser request may fetch gigabytes of CUDA libraries.
 # The encoder of the tests and guides without the sentence-transformers that it asks for: its files
 # are read by transformers.
-$(STAMP): pyproject.toml constraints.txt
-	@echo "== installing into .venv (once; again when pyproject.toml or constraints.txt change)"
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard $(NATIVE)/build.py $(NATIVE)/source/*)
+	@echo "== installing into .venv (once; again when pyproject.toml, constraints.txt or C++ sources change)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"

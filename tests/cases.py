@@ -7,8 +7,11 @@ import numpy as np
 import torch
 
 import oracle
+from nystromer.backends import native
 
 BACKENDS = ("eager", "blocked")
+if native.unsupported(*[torch.empty(1, 1, 1, 1)] * 3, 1) is None:  # its library was built
+    BACKENDS += ("native",)
 if importlib.util.find_spec("triton"):  # under its interpreter, see conftest.py
     BACKENDS += ("triton",)
 
@@ -21,6 +24,18 @@ TOLERANCE = {
     torch.float16: 4e-3,
     torch.bfloat16: 2e-2,
 }
+
+# What two computations of the same differ by: some roundings.
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
+
+
+def dtypes(backend):
+    """What a backend takes, the most digits first."""
+    return native.DTYPES if backend == "native" else tuple(TOLERANCE)
+
+
+def widest(backend):
+    return dtypes(backend)[0]
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ FEW_CASES = [
 def combinations():
     """(backend, dtype, case) of the tests against float64."""
     for backend in BACKENDS:
-        for dtype in TOLERANCE:
+        for dtype in dtypes(backend):
             few = backend == "triton" and dtype != torch.float64
             for case in FEW_CASES if few else CASES:
                 yield backend, dtype, case

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import nystromer
-from cases import BACKENDS, Case, assert_close, make_inputs
+from cases import BACKENDS, ROUNDING, Case, assert_close, make_inputs, widest
 from nystromer import (
     NystromAttention,
     clustered_attention,
@@ -77,18 +77,19 @@ def test_a_mask_must_lead_as_the_tokens_do():
 @pytest.mark.parametrize("heads", [1, 2, 6])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_enable_gqa_is_repeated_heads(backend, heads, kernel):
-    q, k, v = (torch.randn(2, h, 40, 8, dtype=torch.float64) for h in (6, heads, heads))
+    dtype = widest(backend)
+    q, k, v = (torch.randn(2, h, 40, 8, dtype=dtype) for h in (6, heads, heads))
     inputs = [x.requires_grad_() for x in (q, k, v)]
-    taps = None if kernel is None else torch.randn(6, kernel, dtype=torch.float64)
+    taps = None if kernel is None else torch.randn(6, kernel, dtype=dtype)
     options = {"num_landmarks": 8, "conv_weight": taps, "backend": backend}
     output = nystrom_attention(q, k, v, enable_gqa=True, **options)
     wide = (x.repeat_interleave(6 // heads, 1) for x in (k, v))
     expected = nystrom_attention(q, *wide, **options)
-    assert_close(output, expected, 1e-12)
+    assert_close(output, expected, ROUNDING[dtype])
     probe = torch.randn_like(output)
     both = (torch.autograd.grad(x, inputs, probe) for x in (output, expected))
     for got, right in zip(*both, strict=True):
-        assert_close(got, right, 1e-11)
+        assert_close(got, right, 10 * ROUNDING[dtype])
 
 
 @calls

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from cases import assert_close, relative_error
+from cases import BACKENDS, assert_close, relative_error
 from nystromer import NystromAttention, nystrom_attention
 
 
@@ -74,7 +74,7 @@ def test_nystrom_attention_module_drops_out_its_output_in_training_only():
     assert (module(x) == 0).float().mean() < 0.01
 
 
-@pytest.mark.parametrize("backend", ["auto", "eager", "blocked"])
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 @pytest.mark.parametrize("masked", [False, True])
 def test_nystrom_attention_module_compiles_without_a_graph_break(backend, masked):
     module, x = small(backend=backend), torch.randn(2, 50, 24, requires_grad=True)
@@ -89,7 +89,7 @@ def test_nystrom_attention_module_compiles_without_a_graph_break(backend, masked
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["eager", "blocked"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nystrom_attention_module_works_under_activation_checkpointing(backend):
     module, x = small(backend=backend), torch.randn(2, 50, 24, requires_grad=True)
     expected = torch.autograd.grad(module(x).square().sum(), x)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nystromer.backends import blocked, eager, triton
+from nystromer.backends import blocked, eager, native, triton
 from nystromer.checks import (
     check_conv_weight,
     check_landmarks,
@@ -33,7 +33,12 @@ from nystromer.pinv import Pinv
 from nystromer.precision import autocast_inputs, without_autocast
 from nystromer.registration import differentiated_anew, only_backward
 
-BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked, "triton": triton}
+BACKENDS: dict[str, ModuleType] = {
+    "eager": eager,
+    "blocked": blocked,
+    "native": native,
+    "triton": triton,
+}
 PACKED = (blocked,)  # run packed sequences where they lie; the others get a padded batch
 
 
@@ -95,8 +100,8 @@ def nystrom_attention(
         landmarks: (Q~, K~), each [B, H, M, D], from any scheme (see `nystromer.landmarks`); None
             means segment means. Gradients flow into them.
         backend: "eager" (the equations as written), "blocked" (no N x M table kept, forward or
-            backward), "triton" (fused kernels, on GPUs) or "auto". An explicit choice never falls
-            back.
+            backward), "native" (the same as one call into C++, on CPUs, float32 and bfloat16),
+            "triton" (fused kernels, on GPUs) or "auto". An explicit choice never falls back.
         is_causal: Must be False: a segment mean sees the future.
         enable_gqa: Whether key and value may have fewer heads than query, a number that divides H;
             each serves the H / Hk query heads beside one another. `conv_weight` is of query heads.
@@ -190,6 +195,8 @@ def attend(
         num_landmarks = at_most_tokens(num_landmarks, query.shape[2], key.shape[2])
     with without_autocast(query):
         chosen = choose_backend(backend, query, key, value, num_landmarks)
+        if backend == "auto" and is_packed(mask) and chosen is native:
+            chosen = blocked  # in place, where native would get a padded copy
         forward: Callable[..., Tensor] = chosen.forward
         if is_packed(mask) and chosen not in PACKED:
             forward = partial(padded, forward)
@@ -210,8 +217,8 @@ def attend(
 def choose_backend(
     name: str, query: Tensor, key: Tensor, value: Tensor, num_landmarks: int
 ) -> ModuleType:
-    """The backend of that name; "auto": blocked, on every device, but eager for what only eager can
-    differentiate.
+    """The backend of that name; "auto": native where it can run, else blocked, but eager for what
+    only eager can differentiate.
 
     triton is proven under its interpreter and has not run on a GPU: it is chosen by name only.
 
@@ -222,7 +229,9 @@ def choose_backend(
     check_backend(name)
     case = (query, key, value, num_landmarks)
     if name == "auto":
-        return eager if differentiated_anew() or blocked.unsupported(*case) else blocked
+        if differentiated_anew():
+            return eager
+        return blocked if native.unsupported(*case) else native
     if name != "eager" and differentiated_anew():
         raise NotImplementedError(only_backward(name))
     reason = BACKENDS[name].unsupported(*case)

@@ -75,6 +75,7 @@ def make_differentiable(kind: str) -> None:
     run = getattr(torch.ops.nystromer, f"{kind}_backward").default
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)  # nobody sees the outputs after the first
         ctx.save_for_backward(*inputs[:6], *output[1:])
         ctx.landmarks_given = inputs[6] is not None
         ctx.settings = inputs[-4:]  # scale, pinv_iterations, pinv_init, pinv_ridge
