@@ -1,4 +1,7 @@
-"""The forward and the backward of the library, as operations of autograd and torch.compile."""
+"""The forward and the backward of the library, as operations of autograd and torch.compile.
+
+Tensors here are only allocated: torch's own loops over large ones would hang in a forked child.
+"""
 
 # No `from __future__ import annotations` here: torch reads the signatures of the operations.
 import ctypes
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from nystromer.backends.native import library
 from nystromer.pinv import NORM_DIMS
-from nystromer.registration import empty_as, make_differentiable, new_gradients, operation
+from nystromer.registration import empty_as, make_differentiable, operation
 
 INITS = {init: i for i, init in enumerate(NORM_DIMS)}  # `Norms` in source/call.h
 
@@ -71,14 +74,15 @@ def native_backward(
     pinv_ridge: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, conv_weight (empty if none), Q~ and K~."""
-    grads = new_gradients(query, key, value, conv_weight, q_tilde)
     small = [x.contiguous() for x in (q_tilde, k_tilde, gathered, context, log2_mass)]
     call = _call(query, key, value, mask, query_mask, grad_output, small)
     call.landmarks_given = landmarks_given
     _set_pinv(call, scale, pinv_iterations, pinv_init, pinv_ridge)
     taps = _set_taps(call, conv_weight)
-    grad_query, grad_key, grad_value, _, grad_q_tilde, grad_k_tilde = grads
-    grad_taps = q_tilde.new_zeros(grads[3].shape)  # of bfloat16 taps too, summed in float32
+    grad_query, grad_key, grad_value = (empty_as(x, x.shape[3]) for x in (query, key, value))
+    grad_q_tilde, grad_k_tilde = torch.empty_like(small[0]), torch.empty_like(small[1])
+    # of bfloat16 taps too, summed in float32
+    grad_taps = q_tilde.new_empty((0,) if conv_weight is None else conv_weight.shape)
     call.grad_query, call.grad_key, call.grad_value = map(
         _tensor, (grad_query, grad_key, grad_value)
     )
@@ -96,7 +100,7 @@ def _results(
     query: Tensor, value: Tensor, num_landmarks: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     def small(dim: int) -> Tensor:
-        return query.new_zeros(*query.shape[:2], num_landmarks, dim, dtype=torch.float32)
+        return query.new_empty(*query.shape[:2], num_landmarks, dim, dtype=torch.float32)
 
     dim, value_dim = query.shape[3], value.shape[3]
     output = empty_as(query, value_dim)

@@ -25,9 +25,9 @@ struct Call {
     Tensor query, key, value;
     Tensor output;             // forward: to be written; backward: its gradient
     const float* conv_weight;  // [H, K], K = taps, 0 if there is no convolution
-    // Between forward and backward, [B, H, M, .], contiguous; see `Small` in operation.py.
+    // Between forward and backward, [B, H, M, .], contiguous; log2 of the row sums of kernel_3, [B, H, M].
     float *q_tilde, *k_tilde, *gathered, *context, *log2_mass;
-    // The backward's results; the last three hold zeros at first.
+    // The backward's results.
     Tensor grad_query, grad_key, grad_value;
     float *grad_conv_weight, *grad_q_tilde, *grad_k_tilde;
 };

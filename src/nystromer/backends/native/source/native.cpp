@@ -1,5 +1,5 @@
 // The two calls that Python makes: forward and backward, each a few phases with one meeting between.
-#include <cstdlib>
+#include <cstring>
 #include <new>
 #include <vector>
 
@@ -79,14 +79,35 @@ void want_large_pages(const Tensor& x, int64_t tokens, int64_t dim, const Call& 
 #endif
 }
 
-// Threads that the work is enough for: each costs some microseconds to start.
+// All of torch's threads, or one: a pool that changes its size starts threads anew.
 int64_t threads_for(const Call& call) {
-    constexpr double WORTH_A_THREAD = 1e6;  // multiplications
+    constexpr double WORTH_IT = 1e6;  // multiplications a thread: some microseconds
     const double heads = double(call.batch) * double(call.heads), m = double(call.landmarks);
     const double a_token = m * double(call.dim + call.value_dim);
     const double work = heads * (double(call.queries + call.keys) * a_token + 20 * m * m * m);
-    const double worth = work / WORTH_A_THREAD + 1;
-    return worth < double(call.threads) ? int64_t(worth) : call.threads;
+    return work > WORTH_IT * double(call.threads) ? call.threads : 1;
+}
+
+// Zeros where no phase writes: landmarks of sequences that do not need them, and sums to begin with.
+void set_zeros(const Call& call, const std::vector<Pair>& pairs, bool backward) {
+    const auto clear = [&](float* x, int64_t first, int64_t count, int64_t dim) {
+        std::memset(x + first * dim, 0, size_t(count * dim) * sizeof(float));
+    };
+    const int64_t a_sequence = call.heads * call.landmarks, all = call.batch * a_sequence;
+    if (backward) {
+        clear(call.grad_q_tilde, 0, all, call.dim);
+        clear(call.grad_k_tilde, 0, all, call.dim);
+        clear(call.grad_conv_weight, 0, call.heads, call.taps);
+        return;
+    }
+    for (int64_t b = 0; b < call.batch; ++b) {
+        if (pairs[size_t(b)].nystrom()) continue;
+        for (float* x : {call.q_tilde, call.k_tilde}) clear(x, b * a_sequence, a_sequence, call.dim);
+        for (float* x : {call.gathered, call.context}) {
+            clear(x, b * a_sequence, a_sequence, call.value_dim);
+        }
+        clear(call.log2_mass, b * a_sequence, a_sequence, 1);
+    }
 }
 
 int run(const Call& call, bool backward) {
@@ -98,6 +119,7 @@ int run(const Call& call, bool backward) {
             sequences(call.query_mask, call.batch, call.queries, *arena);
         std::vector<Pair> pairs;
         for (size_t b = 0; b < keys.size(); ++b) pairs.push_back({queries[b], keys[b], call.landmarks});
+        set_zeros(call, pairs, backward);
         const int64_t heads = call.batch * call.heads;
         const int64_t query_chunks = most_chunks(pairs, &Pair::queries);
         const int64_t key_chunks = most_chunks(pairs, &Pair::keys);

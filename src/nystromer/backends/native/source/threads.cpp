@@ -1,10 +1,18 @@
 // Threads take tasks from a counter until a stage has none left, then wait for those still at work.
 //
-// The caller never waits for a thread that holds no task: beside a busy process a new thread may start
-// late, or when all is done. Such a thread finds no task and ends; it touches only what is shared.
+// There are two ways to get threads. Torch's, of the OpenMP that it has loaded, still spin on the cores
+// after one of its products and begin at once, where a new thread would share a core with one of them.
+// But OpenMP waits at the end for all of them: beside a busy process, milliseconds for a thread that
+// has nothing to do. So where that was seen, the next calls start threads of their own, for which
+// nobody waits unless they hold a task; and a forked child, which has none of its parent's threads and
+// would wait for ever, does so always.
 #include "threads.h"
 
+#include <dlfcn.h>
+#include <pthread.h>
+
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -60,15 +68,47 @@ struct Shared {
     }
 };
 
-}  // namespace
+constexpr int RESPITE = 100;  // calls with threads of their own before OpenMP is tried again
+constexpr double LATE = 1e-4;  // seconds that OpenMP may wait at the end, beside a tenth of the call
+std::atomic<int> own_calls{0};
+std::atomic<bool> forked{false};
 
-bool run_stages(const Job& job, const Stage* stages, int count, int64_t threads) {
-    auto shared = std::make_shared<Shared>();
-    shared->job = &job;
-    for (int i = 0; i < count; ++i) {
-        if (stages[i].tasks > 0) shared->stages[shared->count++] = stages[i];
-    }
-    if (shared->count == 0) return true;
+double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// GNU's entry of a parallel region: (work, data, threads, 0); null without that library.
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+Parallel torch_threads() {
+#if defined(__GLIBC__)
+    static const Parallel found = [] {
+        pthread_atfork(nullptr, nullptr, [] { forked = true; });
+        void* library = dlopen("libgomp.so.1", RTLD_LAZY | RTLD_NOLOAD);
+        return library ? reinterpret_cast<Parallel>(dlsym(library, "GOMP_parallel")) : nullptr;
+    }();
+    return forked ? nullptr : found;
+#else
+    return nullptr;
+#endif
+}
+
+void run_by_openmp(Parallel parallel, Shared& shared, int64_t threads) {
+    struct Region {
+        Shared& shared;
+        std::thread::id caller;
+        double done;
+    } region{shared, std::this_thread::get_id(), 0};
+    const auto work = [](void* data) {
+        Region& region = *static_cast<Region*>(data);
+        region.shared.run();
+        if (std::this_thread::get_id() == region.caller) region.done = now();
+    };
+    const double start = now();
+    parallel(work, &region, unsigned(threads), 0);
+    if (now() - region.done > LATE + (region.done - start) / 10) own_calls = RESPITE;
+}
+
+void run_by_own_threads(const std::shared_ptr<Shared>& shared, int64_t threads) {
     try {
         for (int64_t i = 1; i < threads; ++i) {
             std::thread([shared] {
@@ -78,5 +118,23 @@ bool run_stages(const Job& job, const Stage* stages, int count, int64_t threads)
     } catch (const std::system_error&) {  // no more threads to be had: those that are, do
     }
     shared->run();
+}
+
+}  // namespace
+
+bool run_stages(const Job& job, const Stage* stages, int count, int64_t threads) {
+    auto shared = std::make_shared<Shared>();
+    shared->job = &job;
+    for (int i = 0; i < count; ++i) {
+        if (stages[i].tasks > 0) shared->stages[shared->count++] = stages[i];
+    }
+    if (shared->count == 0) return true;
+    const Parallel parallel = threads > 1 ? torch_threads() : nullptr;
+    if (parallel && own_calls <= 0) {
+        run_by_openmp(parallel, *shared, threads);
+    } else {
+        if (parallel) --own_calls;
+        run_by_own_threads(shared, threads);
+    }
     return !shared->failed;
 }
