@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 NATIVE := src/nystromer/backends/native
+KINDS := PORTABLE AVX2
 
-.PHONY: demo test check fix wheel sanitize clean
+.PHONY: demo test check fix wheel kinds sanitize clean
 
 demo: $(STAMP)
 	@echo "== demo: scaling, twins, attention rows -> demo/report.html (a few minutes)"
@@ -28,6 +29,13 @@ fix: $(STAMP)
 # For this system and this C library or a newer one; build it on an old one to give it away.
 wheel:
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
+
+# The cases of `native` with the instructions of older processors.
+kinds: $(STAMP)
+	for kind in $(KINDS); do \
+		CXXFLAGS="-DNYSTROMER_ONLY=PHASES_$$kind" $(BIN)/python $(NATIVE)/build.py && \
+		$(BIN)/pytest tests/test_functional.py tests/backends/test_native.py -k native || status=1; \
+	done; $(BIN)/python $(NATIVE)/build.py; exit $$status
 
 # The cases of `native` under GCC's sanitizers of addresses and of undefined behaviour.
 sanitize: $(STAMP)

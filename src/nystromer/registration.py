@@ -80,7 +80,9 @@ def make_differentiable(kind: str) -> None:
         ctx.landmarks_given = inputs[6] is not None
         ctx.settings = inputs[-4:]  # scale, pinv_iterations, pinv_init, pinv_ridge
 
-    def first(ctx: Any, grad_output: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    def first(ctx: Any, grad_output: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 13
         saved = ctx.saved_tensors  # once: activation checkpointing gives them out only once
         conv_weight = saved[5]
         grads = run(grad_output, *saved, ctx.landmarks_given, *ctx.settings)

@@ -77,9 +77,11 @@ struct Step {
     Table z, w, q;
 };
 
-// Eq. 14: W = A Z, P = 15 I - 7 W + W^2, Q = 1/4 (13 I - W P), Z' = Z Q. W is symmetric but for its
-// rounding: computing half of its products made the gradients five times worse for M = 256.
-inline Step step_from(const Table& a, const Table& z, Arena& arena) {
+// Eq. 14: W = A Z, P = 15 I - 7 W + W^2, Q = 1/4 (13 I - W P), Z' = Z Q.
+// halves: of W^2 and Q only half is computed, for both are symmetric. The backward must not: where
+// kernel_2 is nearly of rank one, its gradients would lose most of a digit.
+inline Step step_from(const Table& a, const Table& z, bool halves, Arena& arena) {
+    const auto add = halves ? add_symmetric_product : add_product;
     const int64_t m = a.rows;
     const Table w = make_table(arena, m, m), q = make_table(arena, m, m);
     const Scratch scratch(arena);
@@ -87,10 +89,10 @@ inline Step step_from(const Table& a, const Table& z, Arena& arena) {
     multiply(as_is(a), z, w);
     for_all(p, [&](int64_t i) { store(p.data + i, 1.75f * load(w.data + i)); });
     add_to_diagonal(p, -3.75f);
-    add_product(as_is(w), w, p, -0.25f);  // -P / 4
+    add(as_is(w), w, p, -0.25f);  // -P / 4
     fill(q, 0);
     add_to_diagonal(q, 3.25f);
-    add_product(as_is(w), p, q);
+    add(as_is(w), p, q, 1);
     return {z, w, q};
 }
 inline Table start(const Table& a, float norm, Arena& arena) {
@@ -111,7 +113,7 @@ inline Table next_of_chain(const Table& t, Arena& arena) {
         store(y.data + i, s - 3.5f * x);
         store(result.data + i, 3.25f * x - 0.6875f * s);
     });
-    multiply_symmetric(as_is(y), y, result, -0.25f, true);
+    add_symmetric_product(as_is(y), y, result, -0.25f);
     return result;
 }
 
@@ -140,7 +142,7 @@ inline Table apply_inverse(const Table& a, float norm, Table x, int64_t iteratio
     Table z = start(a, norm, arena), next = make_table(arena, a.rows, a.rows);
     for (int64_t i = applied; i < iterations; ++i) {
         const Scratch scratch(arena);
-        multiply(as_is(z), step_from(a, z, arena).q, next);
+        multiply(as_is(z), step_from(a, z, true, arena).q, next);
         std::swap(z, next);
     }
     Table chain[CHAIN];
@@ -249,7 +251,7 @@ inline InverseGradients apply_inverse_backward(const Table& a, float norm, const
     Step* steps = arena.take<Step>(iterations);
     Table z = start(a, norm, arena);
     for (int64_t i = 0; i + 1 < iterations; ++i) {
-        steps[i] = step_from(a, z, arena);
+        steps[i] = step_from(a, z, false, arena);
         z = make_table(arena, m, m);
         multiply(as_is(steps[i].z), steps[i].q, z);
     }

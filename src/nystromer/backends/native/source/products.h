@@ -175,5 +175,8 @@ inline void multiply_symmetric(const Left& a, const Table& b, const Table& c, fl
         for (int64_t column = 0; column < row; column += LANES) copy_transposed(c, row, column, c);
     }
 }
+inline void add_symmetric_product(const Left& a, const Table& b, const Table& c, float factor) {
+    multiply_symmetric(a, b, c, factor, true);
+}
 
 }  // namespace
