@@ -30,7 +30,7 @@ def brief(monkeypatch):
         conv_learning_rate=1e-4,
         calibration_passages=2,
     )
-    monkeypatch.setattr(distill_module, "Settings", lambda steps: few)
+    monkeypatch.setattr(distill_module, "Settings", lambda **_: few)
 
 
 def test_inspect_shows_a_table_and_draws(run, encoder, text, tmp_path):
@@ -121,11 +121,13 @@ def test_distill_comes_closer_and_leaves_a_model(run, encoder, text, tmp_path, b
     assert [x.num_landmarks for x in plan_of(model).layers] == [M] * 2
     assert model.encoder.layer[0].attention.self.nystrom_conv.abs().sum() > 0
     assert model.config.hidden_dropout_prob == 0.1  # as it was
-    assert not (output / "checkpoints").exists()
-    code, _, error = run(*words)
+    assert not list(output.glob("checkpoint*"))
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["after 12 steps"]["error"] <= metrics["calibrated"]["error"]
+    code, _, error = run(*words, "--num-landmarks", M)
     assert (code, error) == (
         2,
-        f"`--output` must be a new folder, got {output}, which exists already.",
+        f"`--output` must be a new folder, got {output}, which holds a finished run.",
     )
 
 
@@ -185,7 +187,7 @@ def test_distance_by_hand():
     [
         (
             "inspect no/such/folder --text {text}",
-            "No model and tokenizer can be loaded from no/such/",
+            "No model can be loaded from no/such/",
         ),
         ("inspect {encoder} --text none.txt", "none.txt cannot be read: No such"),
         ("inspect {encoder} --text {empty}", "empty.txt holds no rows that can be read"),

@@ -127,11 +127,11 @@ def test_read_reads_the_original_folders(original):
         (lambda image, metadata: image.unlink(), "line 2 names .*sample_1.png, which is missing"),
         (
             lambda image, metadata: image.write_bytes(image.read_bytes()[:300]),
-            "sample_1.png must be a whole image, got",
+            "sample_1.png must be a whole image of 32 x 32 pixels, got",
         ),
         (
             lambda image, metadata: Image.new("L", (64, 64)).save(image),
-            r"sample_1.png must have 32 x 32 pixels, got \(64, 64\)",
+            r"sample_1.png must be a whole image of 32 x 32 pixels, got \(64, 64\)",
         ),
         (
             lambda image, metadata: metadata.write_text("imgs/2 sample_1.png 1 2\n"),

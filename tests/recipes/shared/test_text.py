@@ -31,8 +31,16 @@ def test_read_text_takes_the_text_field_of_json_lines(tmp_path):
     [
         ("none.txt", None, r"none.txt cannot be read: No such file or directory\.$"),
         ("a.txt", b"\xff\xfe", "a.txt, line 1: not UTF-8 text"),
-        ("a.jsonl", b'{"txt": 1}', "a.jsonl has no column 'text'; it has 'txt'"),
-        ("a.jsonl", b'{"text": 1}', r"The column 'text' must hold text, got 1 \(int\)"),
+        (
+            "a.jsonl",
+            b'{"txt": 1}',
+            "a.jsonl, line 1: has no column 'text'; it has 'txt'; correct it",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": 1}',
+            r"a.jsonl, line 1: the column 'text' must hold text, got 1 \(int\); correct it\.",
+        ),
     ],
 )
 def test_read_text_refuses(tmp_path, name, content, message):

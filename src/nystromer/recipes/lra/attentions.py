@@ -1,4 +1,4 @@
-"""Attentions by name, all of one form: (x [B, N, E], mask [B, N], True at real tokens) ->
+"""The attentions that are compared, by name: (x [B, N, E], mask [B, N], True at real tokens) ->
 [B, N, E].
 
 Those of others come from packages of their own. Padding changes no output, except for Reformer's.
@@ -47,10 +47,13 @@ class Projected(nn.Module):
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention, as torch computes it."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
 
 
 class Nystrom(NystromAttention):
+    """The layer of this package, of the sizes of the others."""
+
     def __init__(self, num_landmarks: int) -> None:
         super().__init__(
             EMBED_DIM,
@@ -178,9 +181,10 @@ PACKAGES = {
 
 
 def make_attention(name: str, task: Task, num_landmarks: int = 64) -> nn.Module:
-    """
+    """Makes one layer of attention.
+
     Args:
-        name: Of ATTENTIONS.
+        name: One of ATTENTIONS.
         num_landmarks: M, of Nyström attention; the others have no such number.
 
     Raises:
@@ -192,7 +196,8 @@ def make_attention(name: str, task: Task, num_landmarks: int = 64) -> nn.Module:
 
 
 def check_name(name: str) -> None:
-    """
+    """Checks the name of an attention.
+
     Raises:
         ValueError: If there is no such attention; it lists the known.
     """
@@ -202,13 +207,14 @@ def check_name(name: str) -> None:
 
 
 def source(name: str) -> str:
-    """The package and its version that an attention comes from."""
+    """Returns the package that an attention comes from, with its version."""
     package_name = PACKAGES.get(name, "torch" if name == "exact" else "nystromer")
     return f"{package_name} {version(package_name)}"
 
 
 def package(name: str) -> Any:
-    """
+    """Imports the package of an attention of others.
+
     Raises:
         ImportError: If it is missing.
     """
@@ -218,5 +224,5 @@ def package(name: str) -> Any:
             return import_module(f"{name}.{name}")
     except ImportError as error:
         raise ImportError(
-            f"This attention needs {name.replace('_', '-')}: pip install nystromer[lra]."
+            f"This attention needs {name.replace('_', '-')}: pip install {name.replace('_', '-')}."
         ) from error

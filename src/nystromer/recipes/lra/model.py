@@ -88,7 +88,7 @@ class Classifier(nn.Module):
         return {"loss": F.cross_entropy(logits.float(), labels), "logits": logits}
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Mean over the real tokens, [B, N] -> [B, E]."""
+        """Returns the mean over the real tokens, [B, N] -> [B, E]."""
         x = self.dropout(self.tokens(ids) + self.positions.weight[: ids.shape[1]])
         for layer in self.layers:
             x = layer(x, mask)
@@ -97,7 +97,7 @@ class Classifier(nn.Module):
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Rows as the model takes them, padded to the longest."""
+    """Returns rows as the model takes them, padded to the longest."""
     batch = {"labels": torch.tensor([int(row["labels"]) for row in rows])}
     batch["input_ids"], batch["mask"] = padded([row["input_ids"] for row in rows])
     if "other_ids" in rows[0]:
@@ -106,7 +106,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def padded(documents: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Ids [B, N] and which of them are real."""
+    """Returns ids [B, N] and which of them are real."""
     lengths = torch.tensor([len(x) for x in documents])
     longest = int(lengths.max())
     ids = torch.zeros(len(documents), longest, dtype=torch.int64)
