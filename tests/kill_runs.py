@@ -41,7 +41,7 @@ COMMANDS = {
     "pretrain": "pretrain text.txt --tokenizer bytes --sequence-length 64 --num-landmarks 8 "
     "--held-out 0.2 --steps 20 --evaluations 5 --batch-size 8 --device-batch 4 --resume",
     "distill": "convert encoder --distill --text words.txt --num-landmarks 4 --steps 60",
-    "lra": "lra listops --cache lra --rows 64 --eval-rows 16 --steps 12 --batch-size 4 --looks 6 "
+    "lra": "lra listops --cache lra --rows 32 --eval-rows 8 --steps 8 --batch-size 2 --looks 4 "
     "--num-landmarks 16 --resume",
 }
 

@@ -315,6 +315,7 @@ def test_a_bad_plan_is_named(refused, bad):
 
 
 OPTIONS = {
+    "train --train-file good.jsonl --epochs 1000000000": "`epochs` must be at most 100,000, got",
     "train --train-file good.jsonl --learning-rate inf": (
         "`--learning-rate` must be a finite number"
     ),

@@ -17,6 +17,7 @@ NEW: dict[str, dict[str, Any]] = {  # of models from scratch
 }
 
 
+MOST_EPOCHS = 100_000  # more would never end
 FINE_TUNING = {"batch_size": 32, "learning_rate": 3e-5, "token_dropout": 0.0}  # the paper's
 
 
@@ -74,6 +75,8 @@ class Settings:
     def __post_init__(self) -> None:
         check_counts(self, "epochs", "batch_size", "device_batch", "max_length", "num_landmarks")
         check_counts(self, "limit")
+        if self.epochs > MOST_EPOCHS:
+            raise ValueError(f"`epochs` must be at most {MOST_EPOCHS:,}, got {self.epochs:,}.")
         check_rate(self.learning_rate)
         for name in ("token_dropout", "later_starts"):
             if not 0 <= (getattr(self, name) or 0) < 1:
