@@ -31,7 +31,7 @@ STARTUP = 60.0  # seconds that a process may take for all but the runs it times
 
 @dataclass(frozen=True)
 class Case:
-    """One sequence of n tokens through one method.
+    """Names one measurement: a sequence of n tokens through one method.
 
     Args:
         method: One of `METHODS`. "exact", "eager" and "blocked" are the bare operation on
@@ -66,7 +66,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a case; None, with a note that says why, where nothing was.
+    """Holds what was measured of a case: None, with a note that says why, where nothing was.
 
     Args:
         seconds: Median time of a run.

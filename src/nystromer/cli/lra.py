@@ -54,7 +54,7 @@ def lra(
 
     The model has two layers of width 64; warm-up and decay are cut with the steps. A batch that
     does not fit into memory: --accumulate 2. Fewer than 100 steps are a trial: no more rows are
-    made than it trains on, and 500 to validate and to test.
+    made than it trains on, and 100 to validate and to test.
     """
     from nystromer.recipes.lra.training import run_task
 

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel
 
 from nystromer.hf import LayerChoice, Plan, nystromize, plan_of
 from nystromer.hf.calibration.fidelity import exact_states, fidelity, last_hidden, measure
 from nystromer.recipes.convert import distill as distill_module
 from nystromer.recipes.convert.distill import Settings, distance
-from nystromer.recipes.convert.encoder import calibrate_encoder, distill_encoder, load_encoder
+from nystromer.recipes.convert.encoder import (
+    calibrate_encoder,
+    distill_encoder,
+    load_encoder,
+    passage_length,
+)
 from nystromer.recipes.shared.text import passages, read_text
 
 M = 4
@@ -173,6 +178,16 @@ def test_distill_lowers_the_distance_to_the_exact_twin(encoder, text, tmp_path):
     swapped, start, after = found.stages.values()
     assert start == swapped
     assert after.error < 0.95 * start.error
+
+
+@pytest.mark.parametrize(("positions", "length"), [(130, 128), (900, 512)])
+def test_passages_are_as_long_as_the_real_positions(positions, length):
+    """RoBERTa keeps two rows of its table for nothing."""
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    config = RobertaConfig(
+        vocab_size=9, num_hidden_layers=1, max_position_embeddings=positions, **sizes
+    )
+    assert passage_length(RobertaModel(config)) == length
 
 
 def test_distance_by_hand():

@@ -137,6 +137,13 @@ def test_read_reads_the_original_folders(original):
             lambda image, metadata: metadata.write_text("imgs/2 sample_1.png 1 2\n"),
             "line 1 must be folder, file, number and a label 0 or 1",
         ),
+        *(
+            (
+                lambda image, metadata, x=x: metadata.write_text(f"{x} 1 1\n"),
+                "line 1 names .*, which is outside the folder",
+            )
+            for x in ("../.. secret.png", "imgs/2/../../.. a.png", "/etc a.png", "imgs /etc/a.png")
+        ),
         (
             lambda image, metadata: metadata.write_text("imgs/2 sample_1.png 1 1"),
             "2.npy must end in a whole line, but is cut short",

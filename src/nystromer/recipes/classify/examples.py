@@ -1,4 +1,4 @@
-"""Rows as a classifier reads them: token ids and the number of a label."""
+"""Turns rows into what a classifier reads: token ids and the number of a label."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def encode(
 
 
 class LaterStarts(EpochDataset):
-    """Examples whose texts begin anew in every epoch, at a random token of their first part.
+    """Holds examples whose texts begin anew in every epoch, at a random token of their first part.
 
     What is drawn depends on the seed, the epoch and the index alone.
 

@@ -78,7 +78,7 @@ def kept(labels: Sequence[str], columns: Columns) -> dict[str, Any]:
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {label: i for i, label in enumerate(labels)},
-        "problem_type": "single_label_classification",  # which the loss would write at the first step
+        "problem_type": "single_label_classification",  # else the first loss writes it
         "text_columns": [name for name in (columns.text, columns.pair) if name is not None],
     }
 

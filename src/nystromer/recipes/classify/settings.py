@@ -23,7 +23,7 @@ FINE_TUNING = {"batch_size": 32, "learning_rate": 3e-5, "token_dropout": 0.0}  #
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a training; None is filled in by `resolved`.
+    """Holds the settings of a training; `resolved` fills in what is None.
 
     Args:
         task: One of `nystromer.recipes.classify.tasks.TASKS`, instead of own files.
@@ -105,5 +105,5 @@ class Settings:
 
     @property
     def columns(self) -> Columns:
-        """The names of the columns of own files."""
+        """Returns the names of the columns of the user's own files."""
         return Columns(self.text_column, self.label_column, self.text_pair_column)

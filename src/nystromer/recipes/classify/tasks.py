@@ -1,4 +1,4 @@
-"""What a classifier learns: rows of the user's files, or of a task that has a name."""
+"""Where the rows of a classifier come from: the user's files, or a task that has a name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nystromer.recipes.shared.lines import BadLines
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns of a text, its label, and of the second text in a task of pairs."""
+    """Holds the names of the columns: a text, its label, the second text in a task of pairs."""
 
     text: str = "text"
     label: str = "label"
@@ -23,18 +23,18 @@ class Columns:
 
     @property
     def texts(self) -> dict[str, rows.Check]:
-        """What must be in the columns of texts."""
+        """Returns {column: what must be in it} of the texts."""
         return {name: rows.text for name in (self.text, self.pair) if name is not None}
 
     @property
     def checks(self) -> dict[str, rows.Check]:
-        """What must be in every column."""
+        """Returns {column: what must be in it} of texts and label."""
         return {**self.texts, self.label: rows.label}
 
 
 @dataclass(frozen=True)
 class NamedTask:
-    """A task that has a name, and where its rows come from.
+    """Says where the rows of a task with a name come from.
 
     Args:
         hub: Data set and configuration on the Hub.
@@ -117,7 +117,7 @@ STEMS = {  # of the files in --data-dir
 
 @dataclass(frozen=True)
 class Source:
-    """The rows to train on, and those to look at.
+    """Holds the rows to train on, and those to look at.
 
     Args:
         splits: {"train": rows, "dev": rows, "test": rows, ...}, of which only "train" must be

@@ -1,4 +1,4 @@
-"""Self-distillation: an encoder with Nyström attention learns from its exact twin."""
+"""Trains an encoder with Nyström attention to say what its exact twin says (self-distillation)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from nystromer.recipes.shared.trainer import RunTrainer
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a distillation.
+    """Holds the settings of a distillation.
 
     Args:
         steps: Updates at most; early stopping may end it before.
@@ -57,7 +57,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Distilled:
-    """The student, and how close to its exact twin it was at each stage, on held-out passages."""
+    """Holds the student, and how close to its exact twin it was at each stage, on held-out text."""
 
     student: PreTrainedModel
     stages: dict[str, Fidelity]
@@ -165,7 +165,7 @@ def optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
 
 
 class Passages(Dataset[dict[str, Tensor]]):
-    """Token ids [passages, N] as the model takes them."""
+    """Gives token ids [passages, N] one by one, as the model takes them."""
 
     def __init__(self, ids: Tensor) -> None:
         self.ids = ids
@@ -178,7 +178,7 @@ class Passages(Dataset[dict[str, Tensor]]):
 
 
 class Distillation(RunTrainer):
-    """The trainer of a run with the exact twin for its labels."""
+    """Trains as every run does, with the answers of the exact twin for labels."""
 
     def __init__(self, teacher: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

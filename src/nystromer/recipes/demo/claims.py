@@ -49,7 +49,7 @@ def faster(exact: float, nystrom: float) -> str:
 
 @dataclass(frozen=True)
 class Tile:
-    """A number in large letters, and what it means."""
+    """Holds a number in large letters, and what it means."""
 
     number: str
     meaning: str

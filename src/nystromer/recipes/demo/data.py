@@ -18,8 +18,8 @@ MIN_FILES = 3  # a package needs files to learn from and other files to be asked
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of source code: `text` is the bytes of `file` (its path below the standard library)
-    from `start` on."""
+    """Holds a piece of source code: `text` is the bytes of `file` (its path below the standard
+    library) from `start` on."""
 
     file: str
     package: str
@@ -29,7 +29,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Task:
-    """Windows of equal length; no file has windows in both parts."""
+    """Holds windows of equal length; no file has windows in both parts."""
 
     packages: list[str]
     train: list[Window]

@@ -13,7 +13,7 @@ from nystromer.recipes.demo.settings import Settings
 
 
 class ExactAttention(NystromAttention):
-    """The parameters of NystromAttention around torch's own exact attention."""
+    """Has the parameters of NystromAttention and torch's own exact attention."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (self._heads(proj, x) for proj in (self.q_proj, self.k_proj, self.v_proj))
@@ -32,7 +32,7 @@ class ExactAttention(NystromAttention):
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then the same with an MLP."""
+    """Computes x + attention(norm(x)), then the same with an MLP."""
 
     def __init__(self, attention: type[NystromAttention], settings: Settings) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ from nystromer.recipes.demo.twins import Twin
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured.
+    """Holds what was measured.
 
     Args:
         busy_percent: Of all cores' time, what other programs took when the demo started.

@@ -21,7 +21,7 @@ PIECES = re.compile(rb"\w+|\s+|[^\w\s]+")  # of bytes: positions stay those of t
 
 @dataclass(frozen=True)
 class Sample:
-    """A window and the class token's row of the last layer, mean over heads, 1 = uniform, [N].
+    """Holds a window and the class token's row in the last layer, mean of heads, 1 = uniform, [N].
 
     Args:
         nystrom: From the Nyström twin.

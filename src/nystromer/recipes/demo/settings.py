@@ -9,7 +9,7 @@ from nystromer.checks import check_positive
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of the demo; with the defaults it takes about four minutes on two cores.
+    """Holds the settings of the demo; the defaults take about four minutes on two cores.
 
     Args:
         scaling_ns, scaling_repeats, scaling_time_limit: Lengths N of the scaling measurement, runs

@@ -30,7 +30,7 @@ from nystromer.recipes.shared.trainer import Progress
 
 @dataclass(frozen=True)
 class Twin:
-    """A trained classifier and what was measured of it.
+    """Holds a trained classifier and what was measured of it.
 
     Args:
         predictions: The package it names for each held-out window, as an index.
@@ -120,7 +120,7 @@ def training_arguments(
 
 
 class Examples(Dataset[dict[str, Any]]):
-    """Windows as the model takes them."""
+    """Gives windows as the model takes them."""
 
     def __init__(self, task: Task, windows: Sequence[Window]) -> None:
         self.packages, self.windows = task.packages, windows

@@ -29,7 +29,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Projected(nn.Module):
-    """Projections around attend(query, key, value [B, H, N, D], mask) -> [B, H, N, D]."""
+    """Puts projections around attend(query, key, value [B, H, N, D], mask) -> [B, H, N, D]."""
 
     def __init__(self, attend: Attend) -> None:
         super().__init__()
@@ -47,12 +47,12 @@ class Projected(nn.Module):
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Softmax attention, as torch computes it."""
+    """Returns softmax attention, as torch computes it."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
 
 
 class Nystrom(NystromAttention):
-    """The layer of this package, of the sizes of the others."""
+    """Is the layer of this package, of the sizes of the others."""
 
     def __init__(self, num_landmarks: int) -> None:
         super().__init__(
@@ -65,7 +65,7 @@ class Nystrom(NystromAttention):
 
 
 class Linear(nn.Module):
-    """Efficient attention: softmax over the features of q and over the tokens of k."""
+    """Computes efficient attention: softmax over the features of q and the tokens of k."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         linear_attn = package("linear_attention_transformer").linear_attn
@@ -73,7 +73,7 @@ class Linear(nn.Module):
 
 
 class Performer(nn.Module):
-    """FAVOR+: random features whose products estimate exp(q kᵀ / sqrt(D)); drawn once.
+    """Computes FAVOR+: random features whose products estimate exp(q kᵀ / sqrt(D)); drawn once.
 
     The package's own mask leaves padding in the sum that normalises; here padded keys have no
     features. They are replaced by a real one before, since the largest of them all is subtracted.
@@ -102,7 +102,7 @@ class Performer(nn.Module):
 
 
 class Linformer(nn.Module):
-    """Keys and values mixed over positions into 256 by learnt weights, which fix the length.
+    """Mixes keys and values over positions into 256 by learnt weights, which fix the length.
 
     The package has no mask: padded inputs are zeroed, and its projections have no bias, so that
     they add nothing to a mixture.
@@ -120,8 +120,10 @@ class Linformer(nn.Module):
 
 
 class Reformer(nn.Module):
-    """Tokens of like hash attend to one another. Padding is not attended to but takes places in the
-    sorted chunks, so that it does change outputs, as does the random draw of every call."""
+    """Lets tokens of like hash attend to one another.
+
+    Padding is not attended to but takes places in the sorted chunks, so that it does change
+    outputs, as does the random draw of every call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +140,7 @@ class Reformer(nn.Module):
 
 
 class Convolution(nn.Module):
-    """No attention, but the convolution over values that stands beside the Nyström one."""
+    """Computes no attention, but the convolution that stands beside the Nyström one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +158,7 @@ class Convolution(nn.Module):
 
 
 class Nothing(nn.Module):
-    """No attention at all: a token sees itself only, and the mean at the end sees all."""
+    """Computes no attention: a token sees itself only, and the mean at the end sees all."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return torch.zeros_like(x)

@@ -1,4 +1,4 @@
-"""Image: CIFAR-10 as a sequence of 1,024 grey pixels, ten classes.
+"""Makes the task Image: CIFAR-10 as a sequence of 1,024 grey pixels, ten classes.
 
 Read from the npz files of grey pixels (`x` [rows, 32, 32], `y`), from the python archive of the
 original, or from the Hub.

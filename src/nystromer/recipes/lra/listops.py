@@ -1,4 +1,4 @@
-"""ListOps: nested lists of digits, each with an operator; the answer is a digit.
+"""Makes the task ListOps: nested lists of digits, each with an operator; the answer is a digit.
 
     [MAX 4 [MED 1 9 [MIN 3 5 ] ] [SM 8 7 ] ]  ->  5
 

@@ -16,7 +16,7 @@ NUM_LAYERS, FEED_FORWARD, DROPOUT = 2, 128, 0.1
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then the same with an MLP."""
+    """Computes x + attention(norm(x)), then the same with an MLP."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Layer(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Tokens and learnt positions -> layers -> mean over real tokens -> MLP -> logits.
+    """Classifies documents: tokens and positions, layers, mean over real tokens, MLP, logits.
 
     The two documents of a pair are encoded apart; their means a and b enter the MLP as
     [a, b, a b, a - b].
@@ -74,9 +74,9 @@ class Classifier(nn.Module):
         other_ids: Tensor | None = None,
         other_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """input_ids, other_ids: [B, N]; mask, other_mask: real tokens, bool [B, N]; labels: [B].
+        """Returns logits [B, C], and the loss if there are labels.
 
-        Returns logits [B, C], and the loss if there are labels.
+        input_ids, other_ids: [B, N]; mask, other_mask: real tokens, bool [B, N]; labels: [B].
         """
         features = self.encode(input_ids, mask)
         if other_ids is not None and other_mask is not None:

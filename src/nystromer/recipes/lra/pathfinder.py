@@ -1,4 +1,4 @@
-"""Pathfinder: does one dashed path join the two circles? 32 x 32 grey pixels, two classes.
+"""Draws the task Pathfinder: does one dashed path join the two circles? 32 x 32 grey pixels.
 
 Two paths of 14 dashes each wind through every image, among shorter ones that distract. The circles
 mark both ends of one of the two (1), or an end of each (0). The rules are those of the published
@@ -112,7 +112,7 @@ def add_distractor(board: Board, first: int, rng: Generator) -> None:
 
 @dataclass
 class Board:
-    """What is drawn so far of many images.
+    """Holds what is drawn so far of many images.
 
     Args:
         dashes: [rows, STEPS, 2 ends, 2].

@@ -1,4 +1,4 @@
-"""The original Pathfinder images: curv_contour_length_14 with its folders imgs and metadata."""
+"""Reads the original Pathfinder images: curv_contour_length_14 with imgs and metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two documents: are they related? 4,000 bytes of each, two classes.
+"""Makes the tasks of two documents: are they related? 4,000 bytes of each, two classes.
 
 `read` takes the original files of the ACL Anthology Network: does one paper cite the other?
 `same_movie` makes another task of the same form from IMDB, called imdb-same-movie everywhere: are
@@ -34,7 +34,7 @@ Pair = tuple[bytes, bytes, int]
 
 
 class Review(NamedTuple):
-    """What one viewer says of a film."""
+    """Holds what one viewer says of a film."""
 
     number: int
     film: str

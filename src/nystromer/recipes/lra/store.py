@@ -1,4 +1,4 @@
-"""Data sets of one form on disk: made once, kept by the fingerprint of what they are made from.
+"""Keeps data sets on disk in one form, by the fingerprint of what they are made from.
 
 A row holds `input_ids` (and `other_ids`, the second document of a pair), one byte a token, and
 `labels`. Files are those of the library datasets.
@@ -32,7 +32,7 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class Split:
-    """Documents as uint8 arrays, their labels, and in a pair task the other documents."""
+    """Holds documents as uint8 arrays, their labels, and in a pair task the other documents."""
 
     documents: Sequence[np.ndarray]
     labels: Sequence[int]
@@ -41,7 +41,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Splits by name, and sentences on what was done to them, say how many rows were cut."""
+    """Holds splits by name, and sentences on what was done to them, say how many rows were cut."""
 
     splits: dict[str, Split]
     notes: list[str] = field(default_factory=list)

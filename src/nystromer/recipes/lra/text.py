@@ -1,4 +1,4 @@
-"""Text: does a film review praise? IMDB as bytes, at most 4,096 of them, two classes."""
+"""Makes the task Text: does a film review praise? IMDB as at most 4,096 bytes, two classes."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from nystromer.recipes.shared.trainer import RunTrainer, training_arguments
 
 LOOKS = 20  # at the validation rows in a training; the best of them is kept
 TRIAL = 100  # steps below which rows that are not trained on are not made either
-TRIAL_ROWS = 500  # rows that a trial is validated and tested on
+TRIAL_ROWS = 100  # rows that a trial is validated and tested on
 
 
 def run_task(
@@ -59,7 +59,7 @@ def run_task(
         name, attention: Of `tasks.TASKS` and `attentions.ATTENTIONS`.
         output: A new folder, or with `resume` that of the same run.
         data_dir, cache, rows, eval_rows: As `data.load`; fewer than 100 steps take no more rows
-            than they train on, and 500 to validate and to test.
+            than they train on, and 100 to validate and to test.
         fraction: Of the table's steps; its warm-up is cut alike.
         steps: Instead of the fraction.
         batch_size, learning_rate: The table's if None.

@@ -22,7 +22,7 @@ LETTERS = 50_000  # of a document in a text file without empty lines
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents to learn from: files, or a dataset of the Hub.
+    """Holds where the documents to learn from are: files, or a dataset of the Hub.
 
     Args:
         files: A row of .jsonl, .csv, .tsv or .parquet is a document; in other files, which are
@@ -54,7 +54,7 @@ class Corpus:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """What the documents depend on: {a file, or the dataset: its fingerprint}.
+        """Returns what the documents depend on: {a file, or the dataset: its fingerprint}.
 
         Raises:
             ValueError: If a file cannot be read.

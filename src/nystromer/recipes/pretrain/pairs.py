@@ -1,4 +1,4 @@
-"""Documents into rows of consecutive sentences, and rows into masked pairs of segments.
+"""Cuts documents into rows of sentences, and draws masked pairs of segments from rows.
 
 N is the sequence length, specials included: [CLS] A [SEP] B [SEP].
 """

@@ -1,4 +1,4 @@
-"""A corpus into rows of token ids: files onto the disk, once; a dataset of the Hub as a stream."""
+"""Makes rows of token ids of a corpus: of files once, on disk; of a dataset as a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be chosen of a pretraining, and what Trainer is told of it."""
+"""The settings of a pretraining, and what Trainer is told of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKENS = 8_192  # of a device's batch, unless it is given
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a pretraining; the defaults are the paper's.
+    """Holds the settings of a pretraining; the defaults are the paper's.
 
     Args:
         corpus: What to read.

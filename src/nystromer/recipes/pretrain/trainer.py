@@ -17,7 +17,7 @@ from nystromer.recipes.shared.trainer import RunTrainer
 
 
 class Examples(EpochDataset):
-    """Rows as the model takes them, drawn anew in every epoch."""
+    """Gives rows as the model takes them, drawn anew in every epoch."""
 
     def __init__(self, rows: Any, draw: Draw) -> None:
         self.rows, self.draw, self.epoch = rows, draw, 0

@@ -16,7 +16,7 @@ LONGEST = 2**28  # letters of a line
 
 @dataclass
 class BadLines:
-    """What happens to a line that cannot be read.
+    """Decides what happens to a line that cannot be read.
 
     Args:
         skip: True counts it and goes on, False is an error; None is one too, in a command that has

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 
 
 class EpochDataset(Dataset[Any]):
-    """A data set whose rows are others in every epoch; `epoch` says which it is."""
+    """Is a data set whose rows are others in every epoch; `epoch` says which it is."""
 
     epoch: int
 

@@ -57,7 +57,7 @@ def open_run(folder: Path, settings: Mapping[str, Any], resume: bool = False) ->
 
 @dataclass
 class Run:
-    """The run in a folder, from `begin` over `train` to `finish`."""
+    """Does the work of a run in its folder: `begin`, then `train`, then `finish`."""
 
     folder: Path
     settings: Mapping[str, Any]

@@ -85,8 +85,8 @@ def bfloat16_is_fast() -> bool:
 
 
 class RunTrainer(Trainer):
-    """transformers' Trainer with checkpoints that exist whole or not at all, an order of the rows
-    that a resumed run repeats, a quiet progress bar and curves drawn at every evaluation. A loss or
+    """Trains with checkpoints that exist whole or not at all, an order of the rows that a resumed
+    run repeats, a quiet progress bar and curves drawn at every evaluation. A loss or
     a weight that is not finite stops it, before it gets into a checkpoint.
 
     Args:
@@ -191,7 +191,7 @@ class RunTrainer(Trainer):
 
 
 class Progress(ProgressCallback):
-    """A bar with the time left, without a dictionary printed at every log."""
+    """Shows a bar with the time left, without a dictionary printed at every log."""
 
     def on_log(self, *args: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if self.training_bar is not None and logs and "loss" in logs:
