@@ -166,6 +166,25 @@ def test_distill_stops_when_it_no_longer_improves(encoder, text, tmp_path):
     assert after.error < 2 * before.error  # the best step is kept, not the last
 
 
+def test_a_distillation_that_stopped_early_is_not_gone_on_with(
+    encoder, text, tmp_path, monkeypatch
+):
+    settings = Settings(
+        steps=40, eval_every=1, batch_size=2, learning_rate=0.5, patience=2, calibration_passages=2
+    )
+
+    def interrupted(self, trainer, metrics):
+        raise KeyboardInterrupt
+
+    words = (str(encoder), [text], tmp_path / "out", CHOICE)
+    with monkeypatch.context() as patch:
+        patch.setattr(distill_module.Run, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distill_encoder(*words, settings=settings)
+    last = max(int(x.name.split("-")[1]) for x in (tmp_path / "out").glob("checkpoint-*"))
+    assert distill_encoder(*words, settings=settings).steps == last < 20
+
+
 def test_distill_lowers_the_distance_to_the_exact_twin(encoder, text, tmp_path):
     """From a poor start: the plain swap, with four landmarks and no fitted convolution."""
     settings = Settings(steps=30, eval_every=30, batch_size=4, learning_rate=1e-4)

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from nystromer.recipes.shared.checkpoints import PARTIAL
 from nystromer.recipes.shared.claim import claimed
 from nystromer.recipes.shared.order import EpochSampler
-from nystromer.recipes.shared.run import open_run
+from nystromer.recipes.shared.run import Run, open_run
 from small_run import INPUTS, SETTINGS, small_run, small_trainer
 
 
@@ -63,6 +63,22 @@ def test_a_killed_run_goes_on_to_the_same_result(whole, tmp_path, how):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
     weights = [load_file(path / "model.safetensors") for path in (folder, whole)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+@pytest.mark.parametrize("max_steps", [14, 20])
+def test_a_run_that_stopped_after_its_last_step_takes_no_other(tmp_path, monkeypatch, max_steps):
+    def interrupted(self, trainer, metrics):
+        raise KeyboardInterrupt
+
+    small_run(tmp_path / "whole", max_steps=max_steps)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            small_run(tmp_path / "run", max_steps=max_steps)
+    small_run(tmp_path / "run", max_steps=max_steps, resume=True)
+    for name in ("metrics.json", "log.jsonl", "model.safetensors"):
+        contents = [(tmp_path / folder / name).read_bytes() for folder in ("run", "whole")]
+        assert contents[0] == contents[1]
 
 
 def test_a_full_disk_is_one_sentence_and_keeps_the_run(whole, tmp_path):

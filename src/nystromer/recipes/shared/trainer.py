@@ -176,12 +176,20 @@ class RunTrainer(Trainer):
             )
         self.accelerator.wait_for_everyone()
 
-    def _init_training_state(self, *args: Any) -> Any:
-        found = super()._init_training_state(*args)
+    def _init_training_state(self, max_steps: int, *args: Any) -> Any:
+        found = super()._init_training_state(max_steps, *args)
+        stopped = self.control.should_training_stop or self.state.global_step >= max_steps
+        self.at_its_end = self.state.global_step > 0 and stopped
         if best := self.state.best_global_step:  # its folder may have been moved
             path = Path(str(self.args.output_dir)) / f"checkpoint-{best}"
             self.state.best_model_checkpoint = str(path)
         return found
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.at_its_end:  # goes on after the last checkpoint: transformers would take one step
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _load_best_model(self) -> None:
         path = Path(str(self.state.best_model_checkpoint))
