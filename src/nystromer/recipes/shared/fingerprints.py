@@ -1,7 +1,7 @@
 """Fingerprints: hashes of what a run is made from, so that a resumed one knows it again.
 
-Files are read whole, at about a gigabyte a second; times of change are not looked at, since a
-file that was copied back is the same file.
+Files are read whole, at half a gigabyte a second or more; times of change are not looked at,
+since a file that was copied back is the same file.
 """
 
 from __future__ import annotations
