@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from nystromer.recipes.pretrain import pretrain
 from nystromer.recipes.pretrain.corpus import Corpus
 from nystromer.recipes.pretrain.settings import Settings
-from nystromer.recipes.shared import trainer
+from nystromer.recipes.shared import order, trainer
 
 
 def small_pretraining(file, checkpoint, output, steps, resume=False):
@@ -38,7 +38,7 @@ def kill_at(step):
         if state.global_step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    trainer.DrawAnew.on_step_end = on_step_end
+    order.DrawAnew.on_step_end = on_step_end
 
 
 def shard_on_cpus():

@@ -15,11 +15,12 @@ from transformers import DataCollatorWithPadding, TrainerCallback, set_seed
 
 from nystromer.hf import NystromformerForSequenceClassification
 from nystromer.recipes.shared.presets import preset
-from nystromer.recipes.shared.run import Run
+from nystromer.recipes.shared.run import open_run
 from nystromer.recipes.shared.tokenizers import load_tokenizer
 from nystromer.recipes.shared.trainer import RunTrainer, training_arguments
 
 SETTINGS = {"epochs": 2, "file": Path("a.txt")}
+INPUTS = {"the letters": "1234"}
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_landmarks": 4, "num_labels": 2}
 
 
@@ -76,15 +77,17 @@ def small_trainer(folder, trainer_class=RunTrainer, token_dropout=0.1, **options
 
 
 def small_run(folder, trainer_class=RunTrainer, resume=False, callbacks=(), **options):
-    run = Run(folder, SETTINGS, resume)
-    trainer = small_trainer(folder, trainer_class, **options)
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    run.train(trainer)
-    found = trainer.evaluate()
-    metrics = {name: found[name] for name in ("eval_loss", "eval_accuracy")}
-    run.finish(trainer, metrics)
-    return metrics
+    with open_run(folder, SETTINGS, resume) as run:
+        if (done := run.begin(INPUTS)) is not None:
+            return done
+        trainer = small_trainer(folder, trainer_class, **options)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        run.train(trainer)
+        found = trainer.evaluate()
+        metrics = {name: found[name] for name in ("eval_loss", "eval_accuracy")}
+        run.finish(trainer, metrics)
+        return metrics
 
 
 if __name__ == "__main__":

@@ -144,7 +144,10 @@ def test_csv_brings_every_row_back(tmp_path):
         (lambda: sweep([], ["exact"]), r"`ns` must have at least one entry, got \[\]"),
         (lambda: sweep([8], []), r"`methods` must have at least one entry, got \[\]"),
         (lambda: measure(Case("exact", 8), repeats=0), "`repeats` must be at least 1, got 0"),
-        (lambda: measure(Case("exact", 8), time_limit=0), "must be above 0 seconds, got 0"),
+        (
+            lambda: measure(Case("exact", 8), time_limit=0),
+            "must be above 0 seconds and finite, got 0",
+        ),
     ],
 )
 def test_bench_refuses(call, message):

@@ -32,6 +32,10 @@ def run(monkeypatch, capsys):
 @pytest.fixture(scope="session")
 def words():
     """Its tokenizer."""
+    return word_tokenizer()
+
+
+def word_tokenizer():
     vocabulary = {word: i for i, word in enumerate([*SPECIAL, *(f"w{i}" for i in range(200))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

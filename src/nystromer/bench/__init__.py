@@ -1,10 +1,12 @@
-"""Time, peak memory and error of attention over N: every case in a process of its own."""
+"""Measures time, peak memory and error of attention over N, every case in a process of its own."""
 
 from __future__ import annotations
 
 import csv
 import importlib.util
 import json
+import math
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +31,7 @@ STARTUP = 60.0  # seconds that a process may take for all but the runs it times
 
 @dataclass(frozen=True)
 class Case:
-    """One sequence of n tokens through one method.
+    """Names one measurement: a sequence of n tokens through one method.
 
     Args:
         method: One of `METHODS`. "exact", "eager" and "blocked" are the bare operation on
@@ -64,7 +66,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a case; None, with a note that says why, where nothing was.
+    """Holds what was measured of a case: None, with a note that says why, where nothing was.
 
     Args:
         seconds: Median time of a run.
@@ -138,7 +140,7 @@ def sweep(
 
 
 def measure(case: Case, *, repeats: int = 5, time_limit: float = 20.0) -> Row:
-    """One case in a process of its own, so that peak memory is its own.
+    """Measures one case in a process of its own, so that peak memory is its own.
 
     The speed of a Nyström method counts only after its output (and gradients) agree with the eager
     equations in float64; otherwise the row has a note instead.
@@ -151,8 +153,8 @@ def measure(case: Case, *, repeats: int = 5, time_limit: float = 20.0) -> Row:
         ValueError: If repeats is below 1, or time_limit is not above 0.
     """
     check_positive("repeats", repeats)
-    if not time_limit > 0:
-        raise ValueError(f"`time_limit` must be above 0 seconds, got {time_limit}.")
+    if not 0 < time_limit < math.inf:
+        raise ValueError(f"`time_limit` must be above 0 seconds and finite, got {time_limit}.")
     if case.method == "nystrom-attention" and not importlib.util.find_spec("nystrom_attention"):
         note = "not installed: pip install nystrom-attention"
         return Row(case, note=note, device=device())
@@ -170,9 +172,9 @@ def measure(case: Case, *, repeats: int = 5, time_limit: float = 20.0) -> Row:
 
 
 def write_csv(rows: Sequence[Row], path: str | Path) -> None:
-    """One line a row, the fields of its case first; written whole or not at all."""
-    partial = Path(f"{path}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    """Writes one line a row, the fields of its case first, whole or not at all."""
+    partial = Path(f"{path}.{secrets.token_hex(8)}.partial")
+    with partial.open("x", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*_CASE_TYPES, *_RESULT_TYPES])
         writer.writeheader()
         for row in rows:
@@ -182,7 +184,7 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def read_csv(path: str | Path) -> list[Row]:
-    """The rows that `write_csv` wrote."""
+    """Returns the rows that `write_csv` wrote."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         return [
             Row(Case(**_parsed(line, _CASE_TYPES)), **_parsed(line, _RESULT_TYPES))
@@ -191,12 +193,12 @@ def read_csv(path: str | Path) -> list[Row]:
 
 
 def device() -> str:
-    """The processor, in words: "cpu AVX2, 2 threads"."""
+    """Returns the processor in words: "cpu AVX2, 2 threads"."""
     return f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
 def _predicted_seconds(case: Case, rows: Sequence[Row]) -> float:
-    """From the last row of the method that has a time; 0 without one."""
+    """Returns what a case will take, from the last row of its method that has a time, or 0."""
     power = 2 if case.method == "exact" else 1
     for row in reversed(rows):
         if row.case.method == case.method and row.seconds is not None:

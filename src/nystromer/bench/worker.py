@@ -30,7 +30,7 @@ Attend = Callable[..., Tensor]
 
 
 def run(case: Case, repeats: int, time_limit: float) -> dict[str, float | int | str | None]:
-    """The numbers of a `Row`."""
+    """Measures a case, and returns the numbers of its `Row`."""
     attend, tokens = method(case), inputs(case)
     grad = torch.randn_like(tokens[-1]) if case.backward else None
     few = [x[..., :WARM_UP, :] for x in tokens]
@@ -56,6 +56,7 @@ def run(case: Case, repeats: int, time_limit: float) -> dict[str, float | int | 
 
 
 def method(case: Case) -> Attend:
+    """Returns the function or the layer that is measured."""
     torch.manual_seed(0)
     if case.method == "exact":
         return F.scaled_dot_product_attention
@@ -73,7 +74,7 @@ def method(case: Case) -> Attend:
 
 
 def inputs(case: Case) -> list[Tensor]:
-    """Query, key and value, [1, H, N, D], the same for all methods; for a layer, [1, N, H D].
+    """Makes query, key and value, [1, H, N, D], the same for all methods; for a layer, [1, N, H D].
 
     Four features that drift, a new value every 32 tokens, seen through D dimensions with noise: a
     sequence that says more the longer it gets, so that M landmarks are ever fewer for it.
@@ -90,7 +91,7 @@ def inputs(case: Case) -> list[Tensor]:
 
 
 def results(attend: Attend, tokens: list[Tensor], grad: Tensor | None) -> tuple[Tensor, ...]:
-    """The output, and with `grad` the gradients of tokens and parameters, tokens first."""
+    """Returns the output, and with `grad` the gradients of tokens and parameters, tokens first."""
     if grad is None:
         with torch.no_grad():
             return (attend(*tokens),)
@@ -106,7 +107,7 @@ def disagreement(
     grad: Tensor | None,
     measured: tuple[Tensor, ...],
 ) -> str:
-    """Why the results are not those of the float64 equations, or "".
+    """Says why the results are not those of the float64 equations, or "".
 
     Gradients are compared as one vector, since that of a key's bias is zero but for rounding, and
     may be off by three times as much as the output.
@@ -140,7 +141,7 @@ def disagreement(
 
 
 def error_to_exact(output: Tensor, tokens: list[Tensor]) -> float:
-    """Relative error to exact attention in float64, over at most 256 evenly spaced queries."""
+    """Returns the relative error to exact attention in float64, over at most 256 queries."""
     n = tokens[0].shape[2]
     rows = torch.linspace(0, n - 1, min(n, SAMPLE)).long()
     heads = []
@@ -151,11 +152,12 @@ def error_to_exact(output: Tensor, tokens: list[Tensor]) -> float:
 
 
 def relative_error(x: Tensor, wanted: Tensor) -> float:
+    """Returns the distance of x from what is wanted, as a share of that."""
     return float((x - wanted).norm() / wanted.norm())
 
 
 def peak_bytes() -> int:
-    """The most memory that this process had resident since `reset_peak`.
+    """Returns the most memory that this process had resident since `reset_peak`.
 
     Linux's ru_maxrss starts at the size of the parent process, so it serves only elsewhere.
     """
@@ -169,7 +171,7 @@ def peak_bytes() -> int:
 
 
 def reset_peak() -> None:
-    """Where the system allows it: freed memory goes back, and the peak is what is in use now."""
+    """Begins to count the peak anew where the system allows it, and gives freed memory back."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
 import typer
 
 from nystromer.cli.encoders import calibrate, convert, inspect
@@ -11,6 +16,21 @@ from nystromer.cli.mil import mil
 from nystromer.cli.pretraining import pretrain
 from nystromer.cli.training import predict, train
 
+
+def finite(command: Callable[..., None]) -> Callable[..., None]:
+    """Makes a command refuse options that are nan or infinite, whatever it does with them."""
+
+    @functools.wraps(command)
+    def call(**options: Any) -> None:
+        for name, value in options.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"`{option}` must be a finite number, got {value}.")
+        command(**options)
+
+    return call
+
+
 COMMANDS = (demo, bench, train, predict, pretrain, convert, calibrate, inspect, lra, lra_data)
 app = typer.Typer(
     help="Nyström attention: measure it on this machine, train with it, convert encoders to it.",
@@ -18,5 +38,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command()(finite(command))
 app.add_typer(mil, name="mil")

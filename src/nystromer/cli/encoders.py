@@ -18,27 +18,44 @@ if TYPE_CHECKING:
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="A .model file of mlpen/Nystromformer, or an encoder: see below.")
+        str,
+        typer.Argument(
+            help="A .model file of mlpen/Nystromformer, or the folder or Hub name of an encoder."
+        ),
     ],
-    output: Annotated[Path, typer.Option(help="New folder, which from_pretrained will read.")],
-    method: Annotated[str, typer.Option(help="nystrom or clustered.")] = "nystrom",
-    num_landmarks: Annotated[int, typer.Option(help="Nyström: landmarks M.")] = 64,
-    num_query_clusters: Annotated[int, typer.Option(help="Clustered: query clusters G.")] = 64,
-    num_key_clusters: Annotated[int, typer.Option(help="Clustered: key clusters M.")] = 16,
-    num_exact_keys: Annotated[int, typer.Option(help="Clustered: exact keys T.")] = 48,
+    output: Annotated[Path, typer.Option(help="The new folder, which from_pretrained will read.")],
+    method: Annotated[
+        str, typer.Option(help="The new attention: nystrom or clustered.")
+    ] = "nystrom",
+    num_landmarks: Annotated[int, typer.Option(help="The landmarks M of Nyström attention.")] = 64,
+    num_query_clusters: Annotated[
+        int, typer.Option(help="The query clusters G of clustered attention.")
+    ] = 64,
+    num_key_clusters: Annotated[
+        int, typer.Option(help="The key clusters M of clustered attention.")
+    ] = 16,
+    num_exact_keys: Annotated[
+        int, typer.Option(help="The exact keys T of clustered attention.")
+    ] = 48,
     num_heads: Annotated[
-        int | None, typer.Option(help="Heads H, for a .model file without convolution.")
+        int | None, typer.Option(help="The heads H of a .model file that has no convolution.")
     ] = None,
-    plan: Annotated[Path | None, typer.Option(help="A plan.json of `nystromer calibrate`.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="The plan.json of `nystromer calibrate`.")
+    ] = None,
     distill: Annotated[
-        bool, typer.Option("--distill", help="Train the converted encoder on --text.")
+        bool, typer.Option("--distill", help="Trains the converted encoder on --text.")
     ] = False,
     text: Annotated[
-        list[Path] | None, typer.Option(help="Text files (.txt, .jsonl; .gz, .xz) to train on.")
+        list[Path] | None,
+        typer.Option(help="The files of text to train on (.txt, .jsonl; .gz, .xz)."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of the training, 4 passages each.")] = 300,
+    steps: Annotated[
+        int | None, typer.Option(help="The steps of the training, of 4 passages each; 300 if none.")
+    ] = None,
 ) -> None:
-    """Nyström or clustered attention in an encoder, or a checkpoint of the original repository.
+    """Converts an encoder to Nyström or clustered attention, or a checkpoint of the original
+    repository to transformers' files.
 
     SOURCE is a .model file of the original Nyströmformer repository, or the folder (or Hub name) of
     a transformers encoder. An encoder is swapped in every layer, or as --plan says.
@@ -49,8 +66,11 @@ def convert(
     from nystromer.hf.conversion.nystromize import choice_of
     from nystromer.recipes.convert.encoder import convert_encoder, convert_original, distill_encoder
 
-    if text and not distill:
-        raise ValueError("`--text` is for a training, got it without --distill; add --distill.")
+    for option, value in (("--text", text), ("--steps", steps)):
+        if value and not distill:
+            raise ValueError(
+                f"`{option}` is for a training, got it without --distill; add --distill."
+            )
     if Path(source).is_file() or Path(source).suffix in (".model", ".cp"):
         if distill or plan is not None or method != "nystrom":
             raise ValueError(
@@ -65,11 +85,15 @@ def convert(
             f"`--plan` says what each layer becomes, got --method {method} beside it; leave one "
             "out."
         )
+    if num_heads is not None:
+        raise ValueError(
+            f"`--num-heads` is for a .model file, got {source}, whose config says it; leave it out."
+        )
     choice = choice_of(method, num_landmarks, num_query_clusters, num_key_clusters, num_exact_keys)
     if distill:
         from nystromer.recipes.convert.distill import Settings
 
-        settings = Settings(steps=steps)
+        settings = Settings() if steps is None else Settings(steps=steps)
         found = distill_encoder(source, text or [], output, choice, plan=plan, settings=settings)
         Console().print(_fidelity_table(found.stages))
     else:
@@ -78,40 +102,50 @@ def convert(
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="Folder or Hub name of a transformers encoder.")],
+    model: Annotated[str, typer.Argument(help="The folder or Hub name of an encoder.")],
     text: Annotated[
-        list[Path] | None, typer.Option(help="Text to look at; Python's own help if none.")
+        list[Path] | None,
+        typer.Option(help="The files of text to look at; Python's own help if none."),
     ] = None,
-    num_landmarks: Annotated[int, typer.Option(help="Landmarks M.")] = 64,
-    output: Annotated[Path, typer.Option(help="The figure, a new .png file.")] = Path(
+    num_landmarks: Annotated[int, typer.Option(help="The landmarks M.")] = 64,
+    output: Annotated[Path, typer.Option(help="The new .png file for the figure.")] = Path(
         "attention.png"
     ),
 ) -> None:
-    """What a model's attention is like: which layers can be swapped, at what error and saving."""
+    """Shows what a model's attention is like: which layers can be swapped, at what error and
+    saving."""
     from nystromer.recipes.convert.encoder import calibrate_encoder
+    from nystromer.recipes.shared.outputs import new_file
 
-    _show(calibrate_encoder, model, text, output, num_landmarks=num_landmarks)
+    with new_file(output, ".png") as figure:
+        _show(calibrate_encoder, model, text, figure, num_landmarks=num_landmarks)
+    typer.echo(f"Written: {output}")
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(help="Folder or Hub name of a transformers encoder.")],
-    text: Annotated[list[Path], typer.Option(help="Text like that which the model will read.")],
-    output: Annotated[Path, typer.Option(help="The plan, a new .json file; a .png beside it.")],
-    num_landmarks: Annotated[int, typer.Option(help="Landmarks M.")] = 64,
+    model: Annotated[str, typer.Argument(help="The folder or Hub name of an encoder.")],
+    text: Annotated[
+        list[Path], typer.Option(help="The files of text like that which the model will read.")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="The new .json file for the plan; a .png is drawn beside it.")
+    ],
+    num_landmarks: Annotated[int, typer.Option(help="The landmarks M.")] = 64,
     max_exact_layers: Annotated[
-        int | None, typer.Option(help="How many layers' worth of heads may stay exact.")
+        int | None, typer.Option(help="The most layers' worth of heads that may stay exact.")
     ] = None,
     max_keys: Annotated[
-        float | None, typer.Option(help="Or: scored keys a query, mean of the layers.")
+        float | None,
+        typer.Option(help="Or the most keys that a query is scored with, mean of the layers."),
     ] = None,
     max_time: Annotated[
-        float | None, typer.Option(help="Or: share of exact attention's time, say 0.5.")
+        float | None, typer.Option(help="Or the largest share of exact attention's time, say 0.5.")
     ] = None,
     length: Annotated[
-        int | None, typer.Option(help="Tokens for which keys and time are counted.")
+        int | None, typer.Option(help="The number of tokens for which keys and time are counted.")
     ] = None,
     max_error: Annotated[
-        float | None, typer.Option(help="1 - cosine to the exact embedding to stay below.")
+        float | None, typer.Option(help="The largest 1 - cosine to the exact embedding.")
     ] = None,
 ) -> None:
     """Plans another attention for an encoder: Nyström, clustered or exact, layer by layer.
@@ -121,42 +155,37 @@ def calibrate(
     Give the plan to `nystromer convert --plan`, or to nystromize(plan=...).
     """
     from nystromer.recipes.convert.encoder import calibrate_encoder
+    from nystromer.recipes.shared.outputs import new_file
 
-    _new_file("--output", output, ".json")
-    found = _show(
-        calibrate_encoder,
-        model,
-        text,
-        output.with_suffix(".png"),
-        num_landmarks=num_landmarks,
-        max_exact_layers=max_exact_layers,
-        max_keys=max_keys,
-        max_time=max_time,
-        length=length,
-        max_error=max_error,
-    )
-    output.write_text(found.plan.to_json(), encoding="utf-8")
-    typer.echo(f"Written: {output}")
+    drawn = output.with_suffix(".png")
+    with new_file(output, ".json") as plan, new_file(drawn, ".png") as figure:
+        found = _show(
+            calibrate_encoder,
+            model,
+            text,
+            figure,
+            num_landmarks=num_landmarks,
+            max_exact_layers=max_exact_layers,
+            max_keys=max_keys,
+            max_time=max_time,
+            length=length,
+            max_error=max_error,
+        )
+        plan.write_text(found.plan.to_json(), encoding="utf-8")
+    typer.echo(f"Written: {drawn}\nWritten: {output}")
 
 
 def _show(
-    measure: Callable, model: str, text: list[Path] | None, output: Path, **options: Any
+    measure: Callable, model: str, text: list[Path] | None, figure: Path, **options: Any
 ) -> Calibration:
     from nystromer.hf.calibration.figures import calibration_figure
     from nystromer.hf.calibration.report import summary, table
 
-    _new_file("--output", output, ".png")
     found = measure(model, text or [], **options)
     Console().print(table(found))
     typer.echo(summary(found))
-    calibration_figure(found).savefig(output)
-    typer.echo(f"Written: {output}")
+    calibration_figure(found).savefig(figure)
     return found
-
-
-def _new_file(option: str, path: Path, suffix: str) -> None:
-    if path.exists() or path.suffix != suffix or not path.parent.is_dir():
-        raise ValueError(f"`{option}` must be a new {suffix} file in a folder, got {path}.")
 
 
 def _fidelity_table(stages: dict[str, Fidelity]) -> Table:

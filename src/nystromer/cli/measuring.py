@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.box import SIMPLE
@@ -13,57 +12,65 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nystromer.bench import METHODS, Row, read_csv, sweep, write_csv
-
-if TYPE_CHECKING:
-    pass
+from nystromer.bench import METHODS, Row, sweep, write_csv
 
 
 def bench(
-    lengths: Annotated[str, typer.Option(help="Tokens N.")] = "1024,4096,16384,65536",
-    num_landmarks: Annotated[int, typer.Option(help="Landmarks M.")] = 64,
-    heads: Annotated[int, typer.Option(help="Heads H.")] = 8,
-    head_dim: Annotated[int, typer.Option(help="Features D of a head.")] = 64,
-    dtype: Annotated[str, typer.Option(help="float32, float64, float16 or bfloat16.")] = "float32",
-    backward: Annotated[bool, typer.Option("--backward", help="Gradients too.")] = False,
-    methods: Annotated[str, typer.Option(help="What to compare.")] = ",".join(METHODS),
-    repeats: Annotated[int, typer.Option(help="Runs of which the median counts.")] = 5,
-    time_limit: Annotated[float, typer.Option(help="Seconds a run may be predicted to take.")] = 20,
-    output: Annotated[Path, typer.Option(help="Folder for rows.csv and scaling.png.")] = Path(
-        "bench"
-    ),
+    lengths: Annotated[
+        str, typer.Option(help="The numbers of tokens N.")
+    ] = "1024,4096,16384,65536",
+    num_landmarks: Annotated[int, typer.Option(help="The landmarks M.")] = 64,
+    heads: Annotated[int, typer.Option(help="The heads H.")] = 8,
+    head_dim: Annotated[int, typer.Option(help="The features D of a head.")] = 64,
+    dtype: Annotated[
+        str, typer.Option(help="The type: float32, float64, float16 or bfloat16.")
+    ] = "float32",
+    backward: Annotated[
+        bool, typer.Option("--backward", help="Measures the gradients too.")
+    ] = False,
+    methods: Annotated[str, typer.Option(help="The methods to compare.")] = ",".join(METHODS),
+    repeats: Annotated[
+        int, typer.Option(help="The number of runs of which the median counts.")
+    ] = 5,
+    time_limit: Annotated[
+        float, typer.Option(help="The most seconds that a run may be predicted to take.")
+    ] = 20,
+    output: Annotated[
+        Path, typer.Option(help="The new folder for rows.csv and scaling.png, or a former one.")
+    ] = Path("bench"),
 ) -> None:
-    """Time, memory and error of exact and Nyström attention over N, on this machine.
+    """Measures time, memory and error of exact and Nyström attention over N, on this machine.
 
     Every case runs one sequence in a process of its own.
 
     "module" and "nystrom-attention" are layers with projections and convolution.
     """
     from nystromer.plots import scaling_figure
+    from nystromer.recipes.shared.outputs import new_folder
 
-    _check_former(output / "rows.csv")
     ns, names = _lengths(lengths), [name.strip() for name in methods.split(",") if name.strip()]
-    _check_folder(output)
     err = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as progress:
-        bar = progress.add_task("starting", total=len(ns) * len(names))
-        rows = sweep(
-            ns,
-            names,
-            num_landmarks=num_landmarks,
-            heads=heads,
-            head_dim=head_dim,
-            dtype=dtype,
-            backward=backward,
-            repeats=repeats,
-            time_limit=time_limit,
-            on_case=lambda case: progress.update(bar, description=f"{case.method}, N = {case.n:,}"),
-            on_row=lambda _: progress.advance(bar),
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, output / "rows.csv")
-    scaling_figure(rows).savefig(output / "scaling.png")
+    with new_folder(output, made_by="nystromer bench") as partial:
+        with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as progress:
+            bar = progress.add_task("starting", total=len(ns) * len(names))
+            rows = sweep(
+                ns,
+                names,
+                num_landmarks=num_landmarks,
+                heads=heads,
+                head_dim=head_dim,
+                dtype=dtype,
+                backward=backward,
+                repeats=repeats,
+                time_limit=time_limit,
+                on_case=lambda case: progress.update(
+                    bar, description=f"{case.method}, N = {case.n:,}"
+                ),
+                on_row=lambda _: progress.advance(bar),
+            )
+        write_csv(rows, partial / "rows.csv")
+        scaling_figure(rows).savefig(partial / "scaling.png")
     Console().print(_table(rows))
     for row in rows:
         if row.note:
@@ -71,26 +78,16 @@ def bench(
     typer.echo(f"Written: {output / 'rows.csv'}, {output / 'scaling.png'}")
 
 
-def _check_former(path: Path) -> None:
-    """
-    Raises:
-        ValueError: If there is a file, and it does not hold rows of a former run.
-    """
-    try:
-        if path.exists() and not read_csv(path):
-            raise ValueError
-    except (OSError, ValueError, TypeError, KeyError):
-        raise ValueError(
-            f"{path} is not of a former bench and would be replaced; name another `--output`."
-        ) from None
-
-
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for report.html.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Of the data, the weights and the batches.")] = 0,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    output: Annotated[
+        Path, typer.Option(help="The new folder for report.html, or a former one.")
+    ] = Path("demo"),
+    seed: Annotated[
+        int, typer.Option(help="The seed of the data, the weights and the batches.")
+    ] = 0,
+    epochs: Annotated[int | None, typer.Option(help="The passes over the training data.")] = None,
 ) -> None:
-    """The whole story on this machine in a few minutes: measure, train, draw, report."""
+    """Tells the whole story on this machine in a few minutes: it measures, trains and draws."""
     from nystromer.recipes.demo import run_demo
 
     typer.echo(f"Written: {run_demo(output, seed=seed, epochs=epochs)}")
@@ -104,18 +101,6 @@ def _lengths(text: str) -> list[int]:
             "write 1024,4096."
         )
     return [int(part) for part in parts]
-
-
-def _check_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"`--output` must be a folder that can be written, got {path} ({error.strerror}); "
-            "name another."
-        ) from error
 
 
 def _table(rows: Sequence[Row]) -> Table:

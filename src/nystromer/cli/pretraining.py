@@ -1,4 +1,4 @@
-"""nystromer pretrain."""
+"""The command that pretrains: `nystromer pretrain`."""
 
 from __future__ import annotations
 
@@ -13,58 +13,73 @@ from rich.table import Table
 
 
 def pretrain(
-    output: Annotated[Path, typer.Option(help="New folder for model, tokenizer and curves.")],
+    output: Annotated[Path, typer.Option(help="The new folder for model, tokenizer and curves.")],
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Documents: .jsonl, .csv, .tsv, .parquet or text; .gz, .xz, .bz2, .zst."
+            help="The files of documents: .jsonl, .csv, .tsv, .parquet, text; .gz, .xz, .bz2, .zst."
         ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Instead of files, a dataset of the Hub, streamed.")
+        str | None, typer.Option(help="The dataset of the Hub to stream, instead of files.")
     ] = None,
-    config: Annotated[str | None, typer.Option(help="Of the dataset.")] = None,
-    split: Annotated[str, typer.Option(help="Of the dataset.")] = "train",
-    text_column: Annotated[str, typer.Option(help="That holds a document.")] = "text",
-    held_out: Annotated[float, typer.Option(help="Share of documents to evaluate on.")] = 0.02,
+    config: Annotated[str | None, typer.Option(help="The configuration of the dataset.")] = None,
+    split: Annotated[str, typer.Option(help="The split of the dataset.")] = "train",
+    text_column: Annotated[str, typer.Option(help="The column that holds a document.")] = "text",
+    held_out: Annotated[float, typer.Option(help="The share of documents to evaluate on.")] = 0.02,
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="train (on the corpus), bytes, dna, a name or a folder; --from's own if not given."
+            help="The tokenizer: train (a new one), bytes, dna, a name or folder; or --from's."
         ),
     ] = None,
-    vocab_size: Annotated[int, typer.Option(help="Of a tokenizer that is trained.")] = 8_000,
-    preset: Annotated[str, typer.Option(help="tiny, bert-small or bert-base.")] = "tiny",
+    vocab_size: Annotated[
+        int, typer.Option(help="The tokens of a tokenizer that is trained.")
+    ] = 8_000,
+    preset: Annotated[
+        str, typer.Option(help="The size of a new model: tiny, bert-small or bert-base.")
+    ] = "tiny",
     checkpoint: Annotated[
-        str | None, typer.Option("--from", help="A model to go on from, instead of a preset.")
+        str | None, typer.Option("--from", help="The model to go on from, instead of a preset.")
     ] = None,
-    attention: Annotated[str | None, typer.Option(help="nystrom, or exact for the twin.")] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="The attention: nystrom, or exact for the twin.")
+    ] = None,
     sequence_length: Annotated[
-        int, typer.Option(help="Tokens N; a checkpoint with fewer positions is lengthened.")
+        int,
+        typer.Option(
+            help="The tokens N of a row; a checkpoint with fewer positions is lengthened."
+        ),
     ] = 512,
     num_landmarks: Annotated[
-        int | None, typer.Option(help="Landmarks M; 64, or the checkpoint's.")
+        int | None, typer.Option(help="The landmarks M; 64, or the checkpoint's.")
     ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Updates; 2,000 for tiny, 100,000 for bert-small, 500,000 for bert-base."
+            help="The updates; 2,000 for tiny, 100,000 for bert-small, 500,000 for bert-base."
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows an update, of all processes.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="The rows of an update, of all processes.")] = 256,
     device_batch: Annotated[
-        int | None, typer.Option(help="Rows at a time in a process; what holds 8,192 tokens.")
+        int | None,
+        typer.Option(help="The rows at a time in a process; those of 8,192 tokens if none."),
     ] = None,
-    learning_rate: Annotated[float, typer.Option(help="The most, after the warm-up.")] = 1e-4,
+    learning_rate: Annotated[
+        float, typer.Option(help="The highest learning rate, after the warm-up.")
+    ] = 1e-4,
     warmup_steps: Annotated[
-        int | None, typer.Option(help="A tenth of the steps, at most 10,000.")
+        int | None,
+        typer.Option(help="The steps of the warm-up; a tenth of all, at most 10,000, if none."),
     ] = None,
-    evaluations: Annotated[int, typer.Option(help="How often to evaluate and save.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of weights, order, masks and swaps.")] = 0,
+    evaluations: Annotated[int, typer.Option(help="How often it evaluates and saves.")] = 20,
+    seed: Annotated[int, typer.Option(help="The seed of weights, order, masks and swaps.")] = 0,
     skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Go on after lines that cannot be read.")
+        bool, typer.Option("--skip-bad-lines", help="Counts lines that cannot be read and goes on.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Goes on with the run in --output.")
+    ] = False,
 ) -> None:
     """Pretrains a Nyströmformer on documents: masked words and sentence order.
 

@@ -1,4 +1,4 @@
-"""`nystromer train` and `nystromer predict`."""
+"""The commands for classifiers: `nystromer train` and `nystromer predict`."""
 
 from __future__ import annotations
 
@@ -13,69 +13,81 @@ from rich.table import Table
 
 def train(
     task: Annotated[
-        str | None, typer.Argument(help="sst2, mrpc, qnli, qqp, mnli, imdb; none for own files.")
+        str | None,
+        typer.Argument(help="The task: sst2, mrpc, qnli, qqp, mnli, imdb; none for own files."),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of TASK's files; without it the Hub is asked.")
+        Path | None, typer.Option(help="The folder of TASK's files; without it the Hub is asked.")
     ] = None,
     train_file: Annotated[
-        Path | None, typer.Option(help=".jsonl, .csv, .tsv, .parquet; also .gz, .xz, .bz2, .zst.")
+        Path | None,
+        typer.Option(
+            help="The file to learn from: .jsonl, .csv, .tsv, .parquet; also .gz, .xz, .bz2, .zst."
+        ),
     ] = None,
     eval_file: Annotated[
-        Path | None, typer.Option(help="To watch; a tenth of --train-file is held out if none.")
+        Path | None,
+        typer.Option(help="The file to watch; if none, a tenth of --train-file is held out."),
     ] = None,
     test_file: Annotated[
-        Path | None, typer.Option(help="Looked at once, after the training.")
+        Path | None, typer.Option(help="The file that is looked at once, after the training.")
     ] = None,
-    text_column: Annotated[str, typer.Option(help="Of the text.")] = "text",
+    text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     text_pair_column: Annotated[
-        str | None, typer.Option(help="Of the second text of a pair.")
+        str | None, typer.Option(help="The column that holds the second text of a pair.")
     ] = None,
-    label_column: Annotated[str, typer.Option(help="Of the label.")] = "label",
+    label_column: Annotated[str, typer.Option(help="The column that holds the label.")] = "label",
     preset: Annotated[
-        str | None, typer.Option(help="A new model: tiny, bert-small, bert-base; default: tiny.")
+        str | None,
+        typer.Option(help="The size of a new model: tiny, bert-small, bert-base; tiny if none."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="One to fine-tune instead: folder or Hub name.")
+        str | None, typer.Option(help="The folder or Hub name of a model to fine-tune instead.")
     ] = None,
     attention: Annotated[
-        str | None, typer.Option(help="nystrom, or exact for its twin; default: nystrom.")
+        str | None,
+        typer.Option(help="The attention: nystrom, or exact for its twin; nystrom if none."),
     ] = None,
-    num_landmarks: Annotated[int | None, typer.Option(help="Landmarks M; default: 64.")] = None,
+    num_landmarks: Annotated[int | None, typer.Option(help="The landmarks M; 64 if none.")] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="bytes, dna, Hub name or folder; default: the model's, else bytes."),
+        typer.Option(
+            help="The tokenizer: bytes, dna, a name or folder; else the model's, or bytes."
+        ),
     ] = None,
     max_length: Annotated[
         int | None,
-        typer.Option(help="Tokens of a text; default: 2048, or all that --model reads."),
+        typer.Option(help="The most tokens of a text; 2048, or all that --model reads, if none."),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = 4,
+    epochs: Annotated[int, typer.Option(help="The passes over the training rows.")] = 4,
     batch_size: Annotated[
-        int | None, typer.Option(help="Rows an update; default: 32; 8 for tiny.")
+        int | None, typer.Option(help="The rows of an update; 32, and 8 for tiny, if none.")
     ] = None,
     device_batch: Annotated[
-        int | None, typer.Option(help="Rows at a time, if an update's do not fit.")
+        int | None, typer.Option(help="The rows at a time, if those of an update do not fit.")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Default: 3e-5, higher for a new model.")
+        float | None,
+        typer.Option(help="The highest learning rate; 3e-5, more for a new model, if none."),
     ] = None,
     token_dropout: Annotated[
         float | None,
-        typer.Option(help="Share of a training text's tokens to mask; default: 0.15 for tiny."),
+        typer.Option(help="The share of a training text's tokens that is masked; 0.15 for tiny."),
     ] = None,
     later_starts: Annotated[
         float | None,
-        typer.Option(help="Part in which a training text may begin; default: 1/3 for tiny, bytes."),
+        typer.Option(help="The part in which a training text may begin; 1/3 for tiny and bytes."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, dropout and order.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of weights, dropout and order.")] = 0,
     skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Count lines that cannot be read, go on.")
+        bool, typer.Option("--skip-bad-lines", help="Counts lines that cannot be read and goes on.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the interrupted run in --output.")
+        bool, typer.Option("--resume", help="Goes on with the interrupted run in --output.")
     ] = False,
-    output: Annotated[Path, typer.Option(help="New folder for model and metrics.")] = Path("run"),
+    output: Annotated[Path, typer.Option(help="The new folder for model and metrics.")] = Path(
+        "run"
+    ),
 ) -> None:
     """Trains a classifier of texts, or of pairs of texts, however long.
 
@@ -101,16 +113,22 @@ def train(
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="Folder of a run, or a classifier's Hub name.")],
-    file: Annotated[Path, typer.Argument(help="Rows with the columns that it was trained on.")],
-    output: Annotated[Path, typer.Option(help="A new .jsonl or .csv file.")] = Path(
+    model: Annotated[str, typer.Argument(help="The folder of a run, or a classifier's Hub name.")],
+    file: Annotated[
+        Path, typer.Argument(help="The file of rows, with the columns that it was trained on.")
+    ],
+    output: Annotated[Path, typer.Option(help="The new .jsonl or .csv file.")] = Path(
         "predictions.jsonl"
     ),
-    text_column: Annotated[str | None, typer.Option(help="If the file calls it otherwise.")] = None,
-    text_pair_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows at a time.")] = 32,
+    text_column: Annotated[
+        str | None, typer.Option(help="The column of the text, if the file calls it otherwise.")
+    ] = None,
+    text_pair_column: Annotated[
+        str | None, typer.Option(help="The column of the second text, likewise.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="The rows at a time.")] = 32,
     skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Count lines that cannot be read, go on.")
+        bool, typer.Option("--skip-bad-lines", help="Counts lines that cannot be read and goes on.")
     ] = False,
 ) -> None:
     """Labels new text: every row of FILE with "predicted" and its "probability"."""

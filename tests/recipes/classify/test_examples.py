@@ -96,6 +96,8 @@ def test_labels_are_in_order_and_one_label_however_written():
     rows = [{"label": x} for x in (10, "2", 2.0, 2)]
     assert label_numbers(rows, "label") == {"2": 0, "10": 1}
     assert list(label_numbers([{"label": x} for x in ("b", "a", 1)], "label")) == ["1", "a", "b"]
+    for given, ordered in (([1, -1], "-1 1"), ([10.5, 9.5], "9.5 10.5"), (["1e1", "9"], "9 1e1")):
+        assert list(label_numbers([{"label": x} for x in given], "label")) == ordered.split()
 
 
 def test_split_off_keeps_the_shares_of_labels_and_depends_on_the_seed():
@@ -112,16 +114,16 @@ def test_split_off_keeps_the_shares_of_labels_and_depends_on_the_seed():
     ("call", "message"),
     [
         (
-            lambda: encode(load_tokenizer("bytes"), [{"a": 3}], Columns("a"), 9),
-            r"The column 'a' must hold text, got 3 \(int\)",
-        ),
-        (
             lambda: encode(load_tokenizer("dna"), [{"a": "Hello"}], Columns("a"), 9),
             "`--tokenizer dna` is for A, C, G, T and N, got 'HELLO'",
         ),
         (
             lambda: label_numbers([{"label": None}], "label"),
-            "The column 'label' must hold a label in every row, got None",
+            "The column 'label' must hold a label, got None",
+        ),
+        *(
+            (lambda x=x: label_numbers([{"label": x}, {"label": 1}], "label"), "must hold a label")
+            for x in ([0, 1], float("nan"), float("inf"), "nan", "", {}, 10**400)
         ),
         (
             lambda: label_numbers([{"label": 1}] * 9, "label"),

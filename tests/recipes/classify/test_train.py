@@ -123,7 +123,10 @@ def test_predict_reads_and_writes_csv_and_other_columns(run, whole, tmp_path):
     (tmp_path / "in.csv").write_text('mail,n\n"a,a",1\nbb\nbbb,3\n')
     words = ("predict", whole, tmp_path / "in.csv", "--output", tmp_path / "out.csv")
     code, _, error = run(*words)
-    assert (code, "in.csv has no column 'text'; it has 'mail', 'n'" in error) == (2, True)
+    assert (code, "line 2: has no column 'text'; it has 'mail', 'n'; correct it" in error) == (
+        2,
+        True,
+    )
     code, _, error = run(*words, "--text-column", "mail")
     assert (code, "in.csv, line 3: 1 fields where" in error) == (2, True)
     assert not (tmp_path / "out.csv").exists()
@@ -268,7 +271,7 @@ def test_a_converted_encoder_keeps_its_plan(encoder, files, tmp_path):
     train_classifier(Settings(**options, limit=32), tmp_path / "run")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
     assert [x.attention for x in plan_of(again).layers] == ["exact", "nystrom"]
-    with pytest.raises(ValueError, match=r"No classifier can be made of .* converted to Nyström"):
+    with pytest.raises(ValueError, match=r".*model was converted to Nyström attention by a plan"):
         train_classifier(Settings(**options, attention="exact"), tmp_path / "other")
 
 
@@ -289,8 +292,14 @@ def test_scores_by_hand():
         ("train --train-file empty.csv", "empty.csv holds no rows"),
         ("train --train-file picture.csv", "picture.csv, line 1: not UTF-8 text"),
         ("train --train-file broken.jsonl", "broken.jsonl, line 2: not JSON"),
-        ("train --train-file {train} --text-column mail", "has no column 'mail'; it has 'text', "),
-        ("train --train-file {train} --label-column spam", "has no column 'spam'; it has 'text', "),
+        (
+            "train --train-file {train} --text-column mail",
+            "train.jsonl, line 1: has no column 'mail'; it has 'text', ",
+        ),
+        (
+            "train --train-file {train} --label-column spam",
+            "train.jsonl, line 1: has no column 'spam'; it has 'text', ",
+        ),
         ("train --train-file one.csv", "at least two labels, got '1' alone"),
         (
             "train --train-file {train} --eval-file one.csv",
@@ -309,7 +318,7 @@ def test_scores_by_hand():
         ),
         ("train --train-file one.csv --eval-file {train} --tokenizer dna", "at least two labels"),
         ("train --train-file prose.csv --tokenizer dna", "`--tokenizer dna` is for A, C, G, T"),
-        ("train --train-file {train} --model no/such", "No tokenizer can be loaded from no/such"),
+        ("train --train-file {train} --model no/such", "No model can be loaded from no/such"),
         ("train --train-file {train} --model {encoder} --preset tiny", "got a --model too; leave"),
         (
             "train --train-file {train} --model {encoder} --max-length 65",
@@ -338,14 +347,17 @@ def test_scores_by_hand():
         ("predict {whole} none.csv", "none.csv cannot be read: No such file"),
         ("predict {whole} one.csv --output a.txt", "`--output` must be a new .jsonl or .csv file"),
         ("predict {whole} one.csv --output one.csv", "`--output` must be a new .jsonl or .csv"),
-        ("train --train-file {train} --learning-rate inf", "must be above 0 and finite, got inf"),
+        (
+            "train --train-file {train} --learning-rate inf",
+            "`--learning-rate` must be a finite number, got inf",
+        ),
         (
             "predict {whole} one.csv --text-pair-column label --output b.csv",
             "was trained on one text, got a second in the column 'label'; leave",
         ),
         ("predict {whole} done.csv --output b.csv", "done.csv has a column 'predicted' already"),
-        ("predict cut one.csv --output b.csv", "No classifier can be loaded from cut"),
-        ("predict no/such one.csv", "No classifier can be loaded from no/such"),
+        ("predict cut one.csv --output b.csv", "No model can be loaded from cut"),
+        ("predict no/such one.csv", "No model can be loaded from no/such"),
         ("predict {encoder} one.csv", "is a BertModel, which gives no labels; train it first"),
     ],
 )

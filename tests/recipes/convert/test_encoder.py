@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel
 
 from nystromer.hf import LayerChoice, Plan, nystromize, plan_of
 from nystromer.hf.calibration.fidelity import exact_states, fidelity, last_hidden, measure
 from nystromer.recipes.convert import distill as distill_module
 from nystromer.recipes.convert.distill import Settings, distance
-from nystromer.recipes.convert.encoder import calibrate_encoder, distill_encoder, load_encoder
+from nystromer.recipes.convert.encoder import (
+    calibrate_encoder,
+    distill_encoder,
+    load_encoder,
+    passage_length,
+)
 from nystromer.recipes.shared.text import passages, read_text
 
 M = 4
@@ -30,7 +35,7 @@ def brief(monkeypatch):
         conv_learning_rate=1e-4,
         calibration_passages=2,
     )
-    monkeypatch.setattr(distill_module, "Settings", lambda steps: few)
+    monkeypatch.setattr(distill_module, "Settings", lambda **_: few)
 
 
 def test_inspect_shows_a_table_and_draws(run, encoder, text, tmp_path):
@@ -121,11 +126,13 @@ def test_distill_comes_closer_and_leaves_a_model(run, encoder, text, tmp_path, b
     assert [x.num_landmarks for x in plan_of(model).layers] == [M] * 2
     assert model.encoder.layer[0].attention.self.nystrom_conv.abs().sum() > 0
     assert model.config.hidden_dropout_prob == 0.1  # as it was
-    assert not (output / "checkpoints").exists()
-    code, _, error = run(*words)
+    assert not list(output.glob("checkpoint*"))
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["after 12 steps"]["error"] <= metrics["calibrated"]["error"]
+    code, _, error = run(*words, "--num-landmarks", M)
     assert (code, error) == (
         2,
-        f"`--output` must be a new folder, got {output}, which exists already.",
+        f"`--output` must be a new folder, got {output}, which holds a finished run.",
     )
 
 
@@ -159,6 +166,25 @@ def test_distill_stops_when_it_no_longer_improves(encoder, text, tmp_path):
     assert after.error < 2 * before.error  # the best step is kept, not the last
 
 
+def test_a_distillation_that_stopped_early_is_not_gone_on_with(
+    encoder, text, tmp_path, monkeypatch
+):
+    settings = Settings(
+        steps=40, eval_every=1, batch_size=2, learning_rate=0.5, patience=2, calibration_passages=2
+    )
+
+    def interrupted(self, trainer, metrics):
+        raise KeyboardInterrupt
+
+    words = (str(encoder), [text], tmp_path / "out", CHOICE)
+    with monkeypatch.context() as patch:
+        patch.setattr(distill_module.Run, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distill_encoder(*words, settings=settings)
+    last = max(int(x.name.split("-")[1]) for x in (tmp_path / "out").glob("checkpoint-*"))
+    assert distill_encoder(*words, settings=settings).steps == last < 20
+
+
 def test_distill_lowers_the_distance_to_the_exact_twin(encoder, text, tmp_path):
     """From a poor start: the plain swap, with four landmarks and no fitted convolution."""
     settings = Settings(steps=30, eval_every=30, batch_size=4, learning_rate=1e-4)
@@ -173,6 +199,16 @@ def test_distill_lowers_the_distance_to_the_exact_twin(encoder, text, tmp_path):
     assert after.error < 0.95 * start.error
 
 
+@pytest.mark.parametrize(("positions", "length"), [(130, 128), (900, 512)])
+def test_passages_are_as_long_as_the_real_positions(positions, length):
+    """RoBERTa keeps two rows of its table for nothing."""
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    config = RobertaConfig(
+        vocab_size=9, num_hidden_layers=1, max_position_embeddings=positions, **sizes
+    )
+    assert passage_length(RobertaModel(config)) == length
+
+
 def test_distance_by_hand():
     h = (torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]))
     w = (torch.tensor([[[1.0, 0.0], [1.0, 1.0]]]), torch.tensor([[[0.0, 1.0], [0.0, 0.0]]]))
@@ -185,7 +221,7 @@ def test_distance_by_hand():
     [
         (
             "inspect no/such/folder --text {text}",
-            "No model and tokenizer can be loaded from no/such/",
+            "No model can be loaded from no/such/",
         ),
         ("inspect {encoder} --text none.txt", "none.txt cannot be read: No such"),
         ("inspect {encoder} --text {empty}", "empty.txt holds no rows that can be read"),

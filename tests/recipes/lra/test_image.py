@@ -65,6 +65,11 @@ class Evil:
         return os.mkdir, ("made by a pickle",)
 
 
+class Huge:
+    def __reduce__(self):
+        return np.ndarray, ((2**30,), "u1")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -72,6 +77,14 @@ class Evil:
         (batch([1, 2])[:900], "data_batch_2 must be a batch of CIFAR-10, got"),
         (pickle.dumps({b"data": 3}), "data_batch_2 must be a batch of CIFAR-10, got"),
         (batch([1, 12] * 10), "A label of train must be one of 0 ... 9, got 12"),
+        (
+            b"\x80\x04\x8e" + (2**60).to_bytes(8, "little") + b"few bytes",
+            "data_batch_2 must be a batch of CIFAR-10, got",
+        ),
+        (
+            pickle.dumps({b"data": Huge(), b"labels": [1]}, protocol=2),
+            "data_batch_2 must be a batch .*, got .*bytes of pixels",
+        ),
     ],
 )
 def test_the_python_archive_is_read_safely(tmp_path, monkeypatch, content, message):
@@ -116,4 +129,11 @@ def test_source_says_what_is_missing(tmp_path):
         image.source(tmp_path)
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(ValueError, match="folder must hold data_batch_1"):
+        image.read(image.source(tmp_path))
+
+
+def test_a_grey_file_that_claims_to_be_huge_is_refused(tmp_path, monkeypatch):
+    path = grey_files(tmp_path) / "cifar10_gray" / "train.npz"
+    monkeypatch.setattr(image, "LARGEST", 10_000)
+    with pytest.raises(ValueError, match=rf"{path.name} must be an npz .*, got more than a gigab"):
         image.read(image.source(tmp_path))

@@ -127,15 +127,22 @@ def test_read_reads_the_original_folders(original):
         (lambda image, metadata: image.unlink(), "line 2 names .*sample_1.png, which is missing"),
         (
             lambda image, metadata: image.write_bytes(image.read_bytes()[:300]),
-            "sample_1.png must be a whole image, got",
+            "sample_1.png must be a whole image of 32 x 32 pixels, got",
         ),
         (
             lambda image, metadata: Image.new("L", (64, 64)).save(image),
-            r"sample_1.png must have 32 x 32 pixels, got \(64, 64\)",
+            r"sample_1.png must be a whole image of 32 x 32 pixels, got \(64, 64\)",
         ),
         (
             lambda image, metadata: metadata.write_text("imgs/2 sample_1.png 1 2\n"),
             "line 1 must be folder, file, number and a label 0 or 1",
+        ),
+        *(
+            (
+                lambda image, metadata, x=x: metadata.write_text(f"{x} 1 1\n"),
+                "line 1 names .*, which is outside the folder",
+            )
+            for x in ("../.. secret.png", "imgs/2/../../.. a.png", "/etc a.png", "imgs /etc/a.png")
         ),
         (
             lambda image, metadata: metadata.write_text("imgs/2 sample_1.png 1 1"),

@@ -33,6 +33,18 @@ def test_a_data_set_is_made_once_and_known_by_what_it_is_made_from(tmp_path):
     assert rows["train"].features["input_ids"].feature.dtype == "uint8"
 
 
+def test_a_data_set_that_is_cut_is_made_anew(tmp_path):
+    stored("x", tmp_path, {}, prepared)
+    (folder,) = tmp_path.iterdir()
+    whole = {path: path.read_bytes() for path in folder.rglob("*.arrow")}
+    for path, content in whole.items():
+        path.write_bytes(content[: len(content) // 2])
+    rows, about = stored("x", tmp_path, {}, prepared)
+    assert rows["train"]["labels"][:] == [0, 1, 0]
+    assert about["content"] == stored("x", tmp_path / "other", {"seed": 1}, prepared)[1]["content"]
+    assert {path: path.read_bytes() for path in folder.rglob("*.arrow")} == whole
+
+
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "ABOUT", "no/such/folder")
     with pytest.raises(FileNotFoundError):

@@ -57,6 +57,12 @@ def test_a_batch_in_parts_is_the_same_batch(data_dirs, cache, tmp_path):
     assert weights[0].sub(weights[1]).abs().max() < 5e-3  # but for the draws of dropout
 
 
+def test_a_trial_makes_no_more_rows_than_it_needs(cache, tmp_path):
+    small = {"steps": 2, "batch_size": 2, "looks": 1, "cache": cache}
+    metrics = run_task("pathfinder", "none", tmp_path / "run", **small)
+    assert metrics["rows"] == {"train": 4, "validation": 4, "test": 4}
+
+
 def test_the_schedule_is_the_published_one_or_a_part_of_it():
     listops = TASKS["listops"]
     assert training.schedule(listops, 1.0, None) == 5000
@@ -77,6 +83,8 @@ def test_the_schedule_is_the_published_one_or_a_part_of_it():
         ({"fraction": 2.0}, "`--fraction` must be above 0 and at most 1, got 2.0"),
         ({"steps": 0}, "`--steps` must be at least 1, got 0"),
         ({"batch_size": -1}, "`--batch-size` must be at least 1, got -1"),
+        ({"batch_size": 0}, "`--batch-size` must be at least 1, got 0"),
+        ({"learning_rate": math.inf}, "`learning_rate` must be above 0 and finite, got inf"),
         ({"batch_size": 6, "accumulate": 4}, "`--accumulate` must divide the batch of 6, got 4"),
         ({"looks": 0}, "`--looks` must be at least 1"),
         ({"num_landmarks": 0}, "`--num-landmarks` must be at least 1"),

@@ -87,7 +87,9 @@ def test_a_checkpoint_goes_on_and_is_lengthened(pretrain, file, tmp_path):
     torch.testing.assert_close(new.pooler.weight, old.pooler.weight)
     code, _, error = pretrain(file, *words, "--tokenizer", other, "--output", tmp_path / "not")
     assert code == 2
-    assert re.search(r"must have at most the 260 tokens of .*first, got \d+; leave it out", error)
+    assert re.search(
+        r"must be that of the model, got one of \d+ tokens where .*first has 260; leave", error
+    )
     code, _, error = pretrain(file, "--from", tmp_path / "none", "--output", tmp_path / "not")
     assert (code, "none" in error) == (2, True)
     assert not (tmp_path / "not").exists()
@@ -116,7 +118,10 @@ def test_a_stream_trains_too(pretrain, file, tmp_path):
         ),
         ("binary.txt --tokenizer bytes", r"binary.txt, line 1: .*--skip-bad-lines"),
         ("broken.jsonl --tokenizer bytes", r"broken.jsonl, line 2: not JSON .*--skip-bad-lines"),
-        ("good.jsonl --text-column body", "good.jsonl has no column 'body'; it has 'text'"),
+        (
+            "good.jsonl --text-column body",
+            "good.jsonl, line 1: has no column 'body'; it has 'text'",
+        ),
         ("good.jsonl --preset huge", "`preset` must be one of"),
         ("good.jsonl --attention full", "`attention` must be one"),
         ("good.jsonl --tokenizer none/there", "No tokenizer can be loaded from none/there"),

@@ -9,7 +9,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from nystromer.recipes.shared.rows import BadLines, read_rows
+from nystromer.recipes.shared.lines import BadLines
+from nystromer.recipes.shared.rows import label, read_rows, text
 
 ROWS = [{"text": "one, two", "label": 1}, {"text": "drei\nvier ü", "label": 0}]
 JSON = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -73,9 +74,24 @@ BROKEN = [
     (
         "a.jsonl",
         b'{"text": "a"}\n{"a": 1}\n{"text": "b"}\n',
-        "line 2: no value in the column 'text'",
+        "line 2: has no column 'text'",
     ),
     ("a.csv", b"text,n\na,1\nx\nb,2\n", "line 3: 1 fields where the first line has 2"),
+    ("a.jsonl", b'{"n": 1}\n{"text": "a"}\n{"text": "b"}\n', "line 1: has no column 'text'"),
+    *(
+        ("a.jsonl", b'{"text": "a"}\n{"text": %s}\n{"text": "b"}\n' % value, f"line 2: {message}")
+        for value, message in (
+            (b"3", r"the column 'text' must hold text, got 3 \(int\)"),
+            (b"null", "has no value in the column 'text'"),
+            (b'["a"]', r"the column 'text' must hold text, got \['a'\] \(list\)"),
+            (b'"\\ud83d"', r"not text but half of a character \(a lone surrogate\)"),
+            (b'"a", "more": [{"x": "\\ud83d"}]', "not text but half of a character"),
+            (b'"a", "n": NaN', r"not JSON \(NaN is no value of JSON\)"),
+            (b'"a", "text": "c"', r"not JSON \(the name 'text' stands twice; rename"),
+            (b"[" * 100_000, r"not JSON \(maximum recursion depth exceeded"),
+            (b"1" * 5000, r"not JSON \(Exceeds the limit"),
+        )
+    ),
 ]
 
 
@@ -83,10 +99,12 @@ BROKEN = [
 def test_read_rows_names_the_line_or_counts_it(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}, {message}.*; correct it\.$"):
+        list(read_rows(path, {"text": text}))  # of a command that has no such option
     with pytest.raises(ValueError, match=rf"{name}, {message}.*; .* by --skip-bad-lines\.$"):
-        list(read_rows(path, ["text"]))
+        list(read_rows(path, {"text": text}, BadLines(skip=False)))
     bad_lines = BadLines(skip=True)
-    assert [row["text"] for row in read_rows(path, ["text"], bad_lines)] == ["a", "b"]
+    assert [row["text"] for row in read_rows(path, {"text": text}, bad_lines)] == ["a", "b"]
     assert bad_lines.count == 1
 
 
@@ -126,5 +144,58 @@ def test_a_binary_file_has_no_rows_even_with_bad_lines_skipped(tmp_path):
 def test_parquet_names_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").touch()
-    with pytest.raises(ImportError, match=r"need pyarrow: pip install nystromer\[train\]"):
+    with pytest.raises(ImportError, match=r"need pyarrow: pip install pyarrow\."):
         list(read_rows(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("value", [[0], {}, float("nan"), float("-inf"), "", "NaN", "inf", 10**400])
+def test_what_is_no_label_is_a_bad_line(tmp_path, value):
+    path = tmp_path / "a.parquet" if isinstance(value, float) else tmp_path / "a.jsonl"
+    rows = [{"text": "a", "label": value}, {"text": "b", "label": 1.5}]
+    if path.suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="line 1: the column 'label' must hold a label, got"):
+        list(read_rows(path, {"label": label}))
+    found = list(read_rows(path, {"label": label}, BadLines(skip=True)))
+    assert [row["label"] for row in found] == [1.5]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_tables_of_other_systems_are_read(tmp_path, end, delimiter):
+    lines = ["text,n", '"a, b; c\td",1', '"d\ne",2']
+    path = tmp_path / "a.csv"
+    path.write_bytes(end.join(x.replace(",", delimiter) for x in lines).encode())
+    found = list(read_rows(path, {"text": text}))
+    wanted = [lines[1][1:10].replace(",", delimiter), "d\ne"]
+    assert [(row["text"], row["n"]) for row in found] == [(wanted[0], "1"), (wanted[1], "2")]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_lines_that_end_in_cr_are_read(tmp_path, name):
+    line = '{"text": "a"}' if name == "a.jsonl" else "a"
+    (tmp_path / name).write_bytes(f"{line}\r{line}\r".encode())
+    assert list(read_rows(tmp_path / name, {"text": text})) == [{"text": "a"}] * 2
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
+def test_a_column_that_stands_twice_is_refused(tmp_path, name):
+    if name == "a.parquet":
+        columns = [pyarrow.array(["a"]), pyarrow.array([1]), pyarrow.array(["b"])]
+        table = pyarrow.Table.from_arrays(columns, names=["text", "label", "text"])
+        parquet.write_table(table, tmp_path / name)
+    else:
+        lines = "text,label,text\na,1,b\n"
+        (tmp_path / name).write_text(lines.replace(",", "\t") if name == "a.tsv" else lines)
+    with pytest.raises(ValueError, match=rf"{name}: the name 'text' stands twice; rename one"):
+        list(read_rows(tmp_path / name, {"text": text}, BadLines(skip=True)))
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("nystromer.recipes.shared.lines.LONGEST", 1000)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.write("[" * 5000)
+    with pytest.raises(ValueError, match=r"a.jsonl.gz, line 1: must have less than 1,000 letters"):
+        list(read_rows(tmp_path / "a.jsonl.gz"))

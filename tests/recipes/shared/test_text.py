@@ -4,6 +4,7 @@ import lzma
 
 import pytest
 import torch
+from transformers import EsmTokenizer
 
 from nystromer.recipes.shared.text import passages, read_text, standard_text
 
@@ -31,8 +32,16 @@ def test_read_text_takes_the_text_field_of_json_lines(tmp_path):
     [
         ("none.txt", None, r"none.txt cannot be read: No such file or directory\.$"),
         ("a.txt", b"\xff\xfe", "a.txt, line 1: not UTF-8 text"),
-        ("a.jsonl", b'{"txt": 1}', "a.jsonl has no column 'text'; it has 'txt'"),
-        ("a.jsonl", b'{"text": 1}', r"The column 'text' must hold text, got 1 \(int\)"),
+        (
+            "a.jsonl",
+            b'{"txt": 1}',
+            "a.jsonl, line 1: has no column 'text'; it has 'txt'; correct it",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": 1}',
+            r"a.jsonl, line 1: the column 'text' must hold text, got 1 \(int\); correct it\.",
+        ),
     ],
 )
 def test_read_text_refuses(tmp_path, name, content, message):
@@ -71,3 +80,15 @@ def test_passages_are_drawn_from_every_text_by_the_seed(words):
 def test_passages_refuses_too_little_text(words, texts):
     with pytest.raises(ValueError, match="at least one passage of 10 tokens, got less"):
         passages(words, texts, 5, length=10)
+
+
+def test_passages_are_cut_whatever_the_tokenizer(tmp_path):
+    """A tokenizer written in Python, which returns no overflowing pieces of a text."""
+    letters = ["<cls>", "<pad>", "<eos>", "<unk>", "L", "A", "G", "V", "<mask>"]
+    (tmp_path / "vocab.txt").write_text("\n".join(letters))
+    tokenizer = EsmTokenizer(str(tmp_path / "vocab.txt"))
+    ids = passages(tokenizer, ["LAGV" * 25 + "L"], 99, length=12)
+    assert ids.shape == (10, 12)  # ten letters each, with <cls> and <eos>; the last is dropped
+    assert ids[:, 0].eq(0).all()
+    assert ids[:, -1].eq(2).all()
+    assert sorted(ids[:, 1:-1].flatten().tolist()) == sorted([4, 5, 6, 7] * 25)

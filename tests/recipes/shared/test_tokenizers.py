@@ -34,5 +34,5 @@ def test_a_tokenizer_comes_back_from_its_folder(tmp_path, name):
 
 
 def test_load_tokenizer_refuses_what_is_none(tmp_path):
-    with pytest.raises(ValueError, match=r"No tokenizer can be loaded from .*; write bytes, dna"):
+    with pytest.raises(ValueError, match=r"No tokenizer can be loaded from .*; name bytes, dna"):
         load_tokenizer(str(tmp_path))

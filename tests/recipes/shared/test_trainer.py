@@ -35,7 +35,7 @@ def test_token_dropout_masks_a_share_and_no_special_token(tmp_path):
 
 
 def test_token_dropout_is_for_training_alone(tmp_path):
-    trainer = small_trainer(tmp_path, token_dropout=0.9, max_steps=1)
+    trainer = small_trainer(tmp_path, token_dropout=0.9, max_steps=1, save_strategy="no")
     assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"]
     seen = []
     trainer.model.register_forward_pre_hook(

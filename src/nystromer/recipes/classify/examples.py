@@ -1,4 +1,4 @@
-"""Rows as a classifier reads them: token ids and the number of a label."""
+"""Turns rows into what a classifier reads: token ids and the number of a label."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from nystromer.recipes.classify.tasks import Columns
-from nystromer.recipes.shared.rows import Row, text_of
+from nystromer.recipes.shared.formats import Row
+from nystromer.recipes.shared.order import EpochDataset
+from nystromer.recipes.shared.rows import as_number, label
 from nystromer.recipes.shared.tokenizers import check_alphabet
-from nystromer.recipes.shared.trainer import EpochDataset
 
 Example = dict[str, Any]
 
@@ -25,12 +26,13 @@ def encode(
     max_length: int,
     labels: Mapping[str, int] | None = None,
 ) -> list[Example]:
-    """Token ids of every row, cut to `max_length`, and its label's number if `labels` are given.
+    """Returns the token ids of every row, cut to `max_length`, and its label's number if `labels`
+    are given.
 
     Raises:
-        ValueError: If a row has no text, or the tokenizer is for another alphabet.
+        ValueError: If the tokenizer is for another alphabet.
     """
-    texts = [[text_of(row, name) for row in rows] for name in (columns.text, columns.pair) if name]
+    texts = [[row[name] for row in rows] for name in (columns.text, columns.pair) if name]
     check_alphabet(tokenizer, texts[0])
     examples: list[Example] = []
     for start in tqdm(range(0, len(rows), 500), "tokens", disable=len(rows) < 5000):
@@ -46,7 +48,7 @@ def encode(
 
 
 class LaterStarts(EpochDataset):
-    """Examples whose texts begin anew in every epoch, at a random token of their first part.
+    """Holds examples whose texts begin anew in every epoch, at a random token of their first part.
 
     What is drawn depends on the seed, the epoch and the index alone.
 
@@ -78,36 +80,39 @@ class LaterStarts(EpochDataset):
 
 
 def by_length(examples: Sequence[Example]) -> list[int]:
-    """The order in which batches need the least padding, the longest first."""
+    """Returns the order in which batches need the least padding, the longest first."""
     return sorted(range(len(examples)), key=lambda i: -length(examples[i]))
 
 
 def length(example: Example) -> int:
+    """Returns the number of tokens."""
     return len(example["input_ids"])
 
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
-    """Pads to the longest of a batch, in steps of 64 so that few shapes occur."""
+    """Returns what pads to the longest of a batch, in steps of 64 so that few shapes occur."""
     steps = 64 if tokenizer.model_max_length % 64 == 0 else None
     return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=steps)
 
 
 def label_of(row: Row, column: str) -> str:
-    """As text: 1, "1" and 1.0 are one label."""
-    value = row.get(column)
-    if value is None or value == "":
-        raise ValueError(f"The column {column!r} must hold a label in every row, got {value!r}.")
+    """Returns the label of a row as text: 1, "1" and 1.0 are one label."""
+    value = row[column]
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def label_numbers(rows: Sequence[Row], column: str) -> dict[str, int]:
-    """{label: its number} in order, numbers by their size.
+    """Returns {label: its number}: numbers by their size, then words by the alphabet.
 
     Raises:
-        ValueError: If there are fewer than two, or more than a tenth as many as rows.
+        ValueError: If one is no label, or there are fewer than two, or more than a hundred and
+            than a tenth as many as rows.
     """
+    if wrong := next((x for x in (label(row[column]) for row in rows) if x), ""):
+        raise ValueError(f"The column {column!r} {wrong}.")
     found = {label_of(row, column) for row in rows}
-    ordered = sorted(found, key=lambda x: (0, int(x), x) if x.isdecimal() else (1, 0, x))
+    numbers = {name: as_number(name) for name in found}
+    ordered = sorted(found, key=lambda x: (numbers[x] is None, numbers[x] or 0, x))
     if len(ordered) < 2:
         raise ValueError(
             f"Training needs rows of at least two labels, got {ordered[0]!r} alone in the column "
@@ -122,9 +127,10 @@ def label_numbers(rows: Sequence[Row], column: str) -> dict[str, int]:
 
 
 def check_labels(rows: Sequence[Row], column: str, labels: Mapping[str, int], split: str) -> None:
-    """
+    """Checks that training shows all labels.
+
     Raises:
-        ValueError: If a label does not occur in training.
+        ValueError: If a label does not occur there.
     """
     for row in rows:
         if label_of(row, column) not in labels:
@@ -137,7 +143,8 @@ def check_labels(rows: Sequence[Row], column: str, labels: Mapping[str, int], sp
 def split_off(
     rows: Sequence[Row], column: str, *, share: float = 0.1, most: int = 2000, seed: int = 0
 ) -> tuple[list[Row], list[Row]]:
-    """(the rest, `share` of every label's rows): at most about `most`, at least one of a label."""
+    """Returns the rest, and `share` of every label's rows: at most about `most`, and at least one
+    of every label that stands in two rows."""
     share = min(share, most / len(rows))
     by_label: dict[str, list[int]] = {}
     for i, row in enumerate(rows):

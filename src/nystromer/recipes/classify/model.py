@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,6 +17,7 @@ from nystromer.hf import NystromformerForSequenceClassification, nystromize
 from nystromer.hf.positions import num_positions
 from nystromer.recipes.classify.settings import Settings
 from nystromer.recipes.classify.tasks import Columns
+from nystromer.recipes.shared.models import check_vocabulary, load_config, load_model
 from nystromer.recipes.shared.presets import check_attention, preset
 from nystromer.recipes.shared.tokenizers import load_tokenizer
 
@@ -28,7 +27,7 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def new_classifier(settings: Settings, labels: Sequence[str], columns: Columns) -> Loaded:
-    """Of a preset.
+    """Makes a model of a preset.
 
     Raises:
         ValueError: As `load_tokenizer` and `preset`.
@@ -52,7 +51,8 @@ def new_classifier(settings: Settings, labels: Sequence[str], columns: Columns) 
 
 
 def load_classifier(settings: Settings, labels: Sequence[str], columns: Columns) -> Loaded:
-    """A checkpoint with a new head: a Nyströmformer, or an encoder that `nystromize` accepts.
+    """Loads a checkpoint and puts a new head on it: a Nyströmformer, or an encoder that
+    `nystromize` accepts.
 
     Raises:
         ValueError: If there is none, it has fewer positions than `max_length` or a smaller
@@ -61,43 +61,36 @@ def load_classifier(settings: Settings, labels: Sequence[str], columns: Columns)
     name = str(settings.model)
     tokenizer = load_tokenizer(settings.tokenizer or name)
     set_seed(settings.seed)
-    try:
-        config = AutoConfig.from_pretrained(name, **kept(labels, columns))
-        choose_attention(config, settings)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0].rstrip(". ")
-        raise ValueError(f"No classifier can be made of {name}: {first}.") from error
+    config = load_config(name, **kept(labels, columns))
+    choose_attention(config, settings)
+    options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
+    model = load_model(AutoModelForSequenceClassification, name, new_head=True, **options)
     if is_swappable(config) and settings.attention != "exact":
         nystromize(model, settings.num_landmarks or 64)
     tokenizer.model_max_length = usable_length(settings, model, tokenizer)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise ValueError(
-            f"`--tokenizer` must be that of the model, got one of {len(tokenizer)} tokens where "
-            f"{name} has {model.get_input_embeddings().num_embeddings}; leave it out."
-        )
+    check_vocabulary(model, tokenizer, name)
     return model, tokenizer
 
 
 def kept(labels: Sequence[str], columns: Columns) -> dict[str, Any]:
-    """What `nystromer predict` finds in the config."""
+    """Returns what `nystromer predict` will find in the config."""
     return {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": "single_label_classification",  # else the first loss writes it
         "text_columns": [name for name in (columns.text, columns.pair) if name is not None],
     }
 
 
 def is_swappable(config: Any) -> bool:
-    """Whether it is an encoder with exact attention."""
+    """Says whether it is an encoder with exact attention."""
     return config.model_type != "nystromformer" and getattr(config, "nystrom", None) is None
 
 
 def choose_attention(config: Any, settings: Settings) -> None:
-    """
+    """Sets the attention of a Nyströmformer as the settings say.
+
     Raises:
         ValueError: If exact attention is asked of an encoder that was converted.
     """
@@ -109,15 +102,16 @@ def choose_attention(config: Any, settings: Settings) -> None:
             config.exact_attention = settings.attention == "exact"
     elif not is_swappable(config) and (settings.attention == "exact" or settings.num_landmarks):
         raise ValueError(
-            "it was converted to Nyström attention by a plan of its own, which --attention exact "
-            "and --num-landmarks cannot change; leave them out"
+            f"{settings.model} was converted to Nyström attention by a plan of its own, which "
+            "--attention exact and --num-landmarks cannot change; leave them out."
         )
 
 
 def usable_length(
     settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> int:
-    """
+    """Returns the tokens at which a text is cut.
+
     Raises:
         ValueError: If the model cannot read `max_length` tokens.
     """

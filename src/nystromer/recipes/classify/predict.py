@@ -1,4 +1,4 @@
-"""`nystromer predict`: labels for new text."""
+"""Labels new text with a trained classifier (`nystromer predict`)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, Trainer
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 
-import nystromer.hf  # noqa: F401  # the Auto classes take its models
+from nystromer.checks import check_positive
+from nystromer.hf.positions import num_positions
 from nystromer.recipes.classify.examples import by_length, collator, encode
 from nystromer.recipes.classify.tasks import Columns
-from nystromer.recipes.shared.rows import BadLines, Row, read_rows
+from nystromer.recipes.shared.formats import Row
+from nystromer.recipes.shared.lines import BadLines
+from nystromer.recipes.shared.models import check_vocabulary, load_config, load_model
+from nystromer.recipes.shared.outputs import new_file
+from nystromer.recipes.shared.rows import read_rows
 from nystromer.recipes.shared.tokenizers import load_tokenizer
 from nystromer.recipes.shared.trainer import training_arguments
+
+UNLIMITED = 2**31  # tokens: what some tokenizers say without a limit is more
 
 
 def predict(
@@ -45,18 +56,36 @@ def predict(
     Raises:
         ValueError: If an input is bad; nothing is written then.
     """
-    if output.exists() or output.suffix not in WRITERS or not output.parent.is_dir():
-        raise ValueError(f"`--output` must be a new .jsonl or .csv file in a folder, got {output}.")
+    with new_file(output, *WRITERS) as partial:
+        rows, skipped = labelled(name, file, columns, batch_size, BadLines(skip_bad_lines))
+        WRITERS[output.suffix](rows, partial)
+    return skipped
+
+
+def labelled(
+    name: str,
+    file: Path,
+    columns: Sequence[str | None] | None,
+    batch_size: int,
+    bad_lines: BadLines,
+) -> tuple[list[Row], int]:
+    """Returns the rows of the file with their labels, and how many lines were skipped.
+
+    Raises:
+        ValueError: As `predict`.
+        FloatingPointError: If the model answers a row with NaN.
+    """
+    check_positive("batch_size", batch_size)
     model, tokenizer = load(name)
     text, pair = columns_of(model.config, columns)
-    bad_lines = BadLines(skip_bad_lines)
-    rows = list(read_rows(file, [text, pair] if pair else [text], bad_lines))
+    read = Columns(text, pair=pair)
+    rows = list(read_rows(file, read.texts, bad_lines))
     taken = {name for row in rows for name in row} & {"predicted", "probability"}
     if taken:
         raise ValueError(
             f"{file} has a column {min(taken)!r} already, which would be lost; rename it."
         )
-    examples = encode(tokenizer, rows, Columns(text, pair=pair), tokenizer.model_max_length)
+    examples = encode(tokenizer, rows, read, longest(model, tokenizer))
     order = by_length(examples)
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(
@@ -64,7 +93,10 @@ def predict(
         )
         trainer = Trainer(model, arguments, data_collator=collator(tokenizer))
         logits = trainer.predict([examples[i] for i in order]).predictions  # type: ignore[arg-type]
-    best = torch.tensor(logits).float().softmax(-1).max(-1)
+    probabilities = torch.tensor(logits).float().softmax(-1)
+    if not probabilities.isfinite().all():
+        raise FloatingPointError(f"{name} answers with NaN; nothing was written.")
+    best = probabilities.max(-1)
     for i, label, probability in zip(
         order, best.indices.tolist(), best.values.tolist(), strict=True
     ):
@@ -72,14 +104,18 @@ def predict(
             "predicted": model.config.id2label[label],
             "probability": round(probability, 6),
         }
-    partial = output.with_name(output.name + ".partial")
-    WRITERS[output.suffix](rows, partial)
-    partial.replace(output)
-    return bad_lines.count
+    return rows, bad_lines.count
+
+
+def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns the tokens at which a text is cut: as many as were trained on, or can be read."""
+    positions = num_positions(model) or UNLIMITED
+    length = min(positions, tokenizer.model_max_length)
+    return length if length < UNLIMITED else 512
 
 
 def columns_of(config: Any, given: Sequence[str | None] | None) -> tuple[str, str | None]:
-    """The columns of the text and of the second text, if there is one."""
+    """Returns the columns of the text and of the second text, if there is one."""
     trained = getattr(config, "text_columns", None)
     text, pair = [*(trained or ["text"]), None][:2]
     other_text, other_pair = [*(given or ()), None, None][:2]
@@ -92,30 +128,31 @@ def columns_of(config: Any, given: Sequence[str | None] | None) -> tuple[str, st
 
 
 def load(name: str) -> Any:
-    """
+    """Loads a classifier and its tokenizer.
+
     Raises:
         ValueError: If there is no classifier of that name.
     """
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(name)
-    except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0].rstrip(". ")
-        raise ValueError(f"No classifier can be loaded from {name}: {first}.") from error
-    made = (model.config.architectures or ["nothing"])[0]
-    if not made.endswith("ForSequenceClassification"):
+    config = load_config(name)
+    made = (config.architectures or ["nothing"])[0]
+    if not made.endswith("ForSequenceClassification") or config.num_labels < 2:
         raise ValueError(
             f"{name} is a {made}, which gives no labels; train it first: nystromer train --model "
             f"{name}."
         )
-    return model.eval(), load_tokenizer(name)
+    model, tokenizer = load_model(AutoModelForSequenceClassification, name), load_tokenizer(name)
+    check_vocabulary(model, tokenizer, name)
+    return model, tokenizer
 
 
 def write_json_lines(rows: Sequence[Row], path: Path) -> None:
+    """Writes a row a line."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Writes a table with all columns of all rows."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, names)

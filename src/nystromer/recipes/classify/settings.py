@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nystromer.checks import check_positive
 from nystromer.recipes.classify.tasks import Columns
+from nystromer.recipes.shared.options import check_counts, check_rate
 from nystromer.recipes.shared.presets import check_preset
 
 NEW: dict[str, dict[str, Any]] = {  # of models from scratch
@@ -18,12 +17,13 @@ NEW: dict[str, dict[str, Any]] = {  # of models from scratch
 }
 
 
+MOST_EPOCHS = 100_000  # more would never end
 FINE_TUNING = {"batch_size": 32, "learning_rate": 3e-5, "token_dropout": 0.0}  # the paper's
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a training; None is filled in by `resolved`.
+    """Holds the settings of a training; `resolved` fills in what is None.
 
     Args:
         task: One of `nystromer.recipes.classify.tasks.TASKS`, instead of own files.
@@ -73,13 +73,11 @@ class Settings:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "device_batch", "max_length", "num_landmarks"):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ValueError(
-                f"`learning_rate` must be above 0 and finite, got {self.learning_rate}."
-            )
+        check_counts(self, "epochs", "batch_size", "device_batch", "max_length", "num_landmarks")
+        check_counts(self, "limit")
+        if self.epochs > MOST_EPOCHS:
+            raise ValueError(f"`epochs` must be at most {MOST_EPOCHS:,}, got {self.epochs:,}.")
+        check_rate(self.learning_rate)
         for name in ("token_dropout", "later_starts"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(
@@ -88,11 +86,17 @@ class Settings:
         if (self.task is None) == (self.train_file is None):
             got = "both" if self.task else "neither"
             raise ValueError(f"A training needs a TASK or a --train-file, got {got}; give one.")
+        others = ("data_dir",) if self.task is None else ("eval_file", "test_file")
+        for name in others:
+            if getattr(self, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                what = "a --train-file" if self.task is None else f"the TASK {self.task}"
+                raise ValueError(f"`{option}` is of no use beside {what}; leave one out.")
         if self.preset is not None and self.model is not None:
             raise ValueError("`--preset` is a new model, got a --model too; leave one out.")
 
     def resolved(self) -> Settings:
-        """With rates and sizes in place of None."""
+        """Returns the settings with rates and sizes in place of None."""
         usual: dict[str, Any] = FINE_TUNING
         if self.model is None:
             name = check_preset(self.preset or "tiny")
@@ -101,4 +105,5 @@ class Settings:
 
     @property
     def columns(self) -> Columns:
+        """Returns the names of the columns of the user's own files."""
         return Columns(self.text_column, self.label_column, self.text_pair_column)

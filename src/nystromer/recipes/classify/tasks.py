@@ -1,28 +1,41 @@
-"""What a classifier learns: rows of the user's files, or of a task that has a name."""
+"""Where the rows of a classifier come from: the user's files, or a task that has a name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nystromer.recipes.shared.rows import BadLines, Row, read_rows
+from nystromer.recipes.shared import rows
+from nystromer.recipes.shared.errors import reason
+from nystromer.recipes.shared.formats import Row
+from nystromer.recipes.shared.lines import BadLines
 
 
 @dataclass(frozen=True)
 class Columns:
+    """Holds the names of the columns: a text, its label, the second text in a task of pairs."""
+
     text: str = "text"
     label: str = "label"
     pair: str | None = None
 
-    def __iter__(self) -> Any:
-        return (name for name in (self.text, self.pair, self.label) if name is not None)
+    @property
+    def texts(self) -> dict[str, rows.Check]:
+        """Returns {column: what must be in it} of the texts."""
+        return {name: rows.text for name in (self.text, self.pair) if name is not None}
+
+    @property
+    def checks(self) -> dict[str, rows.Check]:
+        """Returns {column: what must be in it} of texts and label."""
+        return {**self.texts, self.label: rows.label}
 
 
 @dataclass(frozen=True)
 class NamedTask:
-    """
+    """Says where the rows of a task with a name come from.
+
     Args:
         hub: Data set and configuration on the Hub.
         splits: {what it is for: its name on the Hub}; what is not for training or "dev" is looked
@@ -104,9 +117,12 @@ STEMS = {  # of the files in --data-dir
 
 @dataclass(frozen=True)
 class Source:
-    """{"train": rows, "dev": rows, "test": rows, ...}, of which only "train" must be there.
+    """Holds the rows to train on, and those to look at.
 
     Args:
+        splits: {"train": rows, "dev": rows, "test": rows, ...}, of which only "train" must be
+            there.
+        columns: Of the rows.
         label_names: {a label as the rows have it: what to call it}.
     """
 
@@ -116,12 +132,13 @@ class Source:
 
 
 def own_files(files: Mapping[str, Path | None], columns: Columns, bad_lines: BadLines) -> Source:
-    """
+    """Reads the rows of the user's files.
+
     Raises:
         ValueError: As `read_rows`.
     """
     splits = {
-        split: list(read_rows(path, list(columns), bad_lines))
+        split: list(rows.read_rows(path, columns.checks, bad_lines))
         for split, path in files.items()
         if path is not None
     }
@@ -129,7 +146,7 @@ def own_files(files: Mapping[str, Path | None], columns: Columns, bad_lines: Bad
 
 
 def named_task(name: str, data_dir: Path | None, bad_lines: BadLines) -> Source:
-    """A task of `TASKS` from files, or from the Hub without a folder.
+    """Reads the rows of a task of `TASKS` from files, or from the Hub without a folder.
 
     Raises:
         ValueError: If there is no such task or no such files, or as `read_rows`.
@@ -137,40 +154,50 @@ def named_task(name: str, data_dir: Path | None, bad_lines: BadLines) -> Source:
     if name not in TASKS:
         raise ValueError(f"TASK must be one of {', '.join(TASKS)}, got {name!r}.")
     task = TASKS[name]
-    rows = hub_rows(task) if data_dir is None else folder_rows(name, data_dir, bad_lines)
-    first = rows["train"][0]
-    found = [columns for columns in task.columns if all(x in first for x in columns)]
+    files = {} if data_dir is None else task_files(name, data_dir)
+    data = hub_data(task) if data_dir is None else {}
+    first = next(iter(data["train"])) if data else next(rows.read_rows(files["train"]))
+    found = [columns for columns in task.columns if all(x in first for x in columns.checks)]
     if not found:
-        wanted = " or ".join(", ".join(map(repr, columns)) for columns in task.columns)
+        wanted = " or ".join(", ".join(map(repr, columns.checks)) for columns in task.columns)
         raise ValueError(f"{name} needs the columns {wanted}, got {', '.join(map(repr, first))}.")
     labels = {str(i): label for i, label in enumerate(task.labels)}
-    return Source(rows, found[0], labels)
+    if data_dir is not None:
+        return replace(own_files(files, found[0], bad_lines), label_names=labels)
+    place = "/".join(task.hub)
+    splits = {
+        split: list(rows.checked(enumerate(x, 1), f"{place}, {split}", found[0].checks, bad_lines))
+        for split, x in data.items()
+    }
+    return Source(splits, found[0], labels)
 
 
-def hub_rows(task: NamedTask) -> dict[str, list[Row]]:
+def hub_data(task: NamedTask) -> dict[str, Any]:
+    """Fetches the data of a task from the Hub, by split."""
     import datasets
 
     try:
         return {
-            split: list(datasets.load_dataset(*task.hub, split=name))
+            split: datasets.load_dataset(*task.hub, split=name)
             for split, name in task.splits.items()
         }
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{'/'.join(task.hub)} cannot be fetched from the Hub ({type(error).__name__}); "
+            f"{'/'.join(task.hub)} cannot be fetched from the Hub ({reason(error)}); "
             "pass --data-dir with a folder of its files."
         ) from error
 
 
-def folder_rows(name: str, data_dir: Path, bad_lines: BadLines) -> dict[str, list[Row]]:
-    """The development file if there is one, else the test file."""
+def task_files(name: str, data_dir: Path) -> dict[str, Path]:
+    """Finds the files of a task: training, and the development files if there are such, else the
+    test file."""
     task = TASKS[name]
     for folder in (*(data_dir / x for x in task.folders), data_dir):
         found = {split: first_file(folder, stems) for split, stems in STEMS.items()}
         if found["train"] is not None:
             wanted = [split for split in task.splits if split.startswith("dev") and found[split]]
             splits = ["train", *(wanted or [x for x in ("dev", "test") if found[x]][:1])]
-            return {x: list(read_rows(found[x], (), bad_lines)) for x in splits}  # type: ignore[arg-type]
+            return {x: path for x in splits if (path := found[x]) is not None}
     raise ValueError(
         f"`--data-dir` must hold a folder {' or '.join(task.folders)} with a file named train "
         f"(.jsonl, .csv, .tsv or .parquet, also compressed), got {data_dir}."
@@ -178,4 +205,5 @@ def folder_rows(name: str, data_dir: Path, bad_lines: BadLines) -> dict[str, lis
 
 
 def first_file(folder: Path, stems: Iterable[str]) -> Path | None:
+    """Returns the first file of one of those names, whatever its suffix."""
     return next((path for stem in stems for path in sorted(folder.glob(f"{stem}.*"))), None)

@@ -1,4 +1,4 @@
-"""`nystromer train`: a classifier of texts or pairs of texts, from rows to metrics."""
+"""Trains a classifier of texts or pairs of texts, from rows to metrics (`nystromer train`)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ from nystromer.recipes.classify.examples import (
     collator,
     encode,
     label_numbers,
+    label_of,
     length,
     split_off,
 )
 from nystromer.recipes.classify.model import load_classifier, new_classifier
 from nystromer.recipes.classify.settings import Settings
 from nystromer.recipes.classify.tasks import Columns, Source, named_task, own_files
-from nystromer.recipes.shared.rows import BadLines
-from nystromer.recipes.shared.run import Run
+from nystromer.recipes.shared.curves import without_times
+from nystromer.recipes.shared.fingerprints import of_model, of_rows
+from nystromer.recipes.shared.lines import BadLines
+from nystromer.recipes.shared.models import load_config
+from nystromer.recipes.shared.run import Run, open_run
 from nystromer.recipes.shared.trainer import RunTrainer, batch_sizes, training_arguments, updates
 
 LATER_STARTS = 1 / 3  # of texts that "tiny" reads as bytes
@@ -42,13 +46,19 @@ def train_classifier(settings: Settings, folder: Path, *, resume: bool = False) 
 
     Raises:
         ValueError: If an input is bad; nothing is written then.
+        FloatingPointError: If a loss or a weight is not finite.
     """
     settings = settings.resolved()
-    run = Run(folder, asdict(settings), resume)
-    if (done := run.finished()) is not None:
-        return done
+    with open_run(folder, asdict(settings), resume) as run:
+        return train_in(run, settings)
+
+
+def train_in(run: Run, settings: Settings) -> dict[str, Any]:
+    """Trains in the folder of a run, as `train_classifier`."""
     bad_lines = BadLines(settings.skip_bad_lines)
     source = load_source(settings, bad_lines)
+    if (done := run.begin(fingerprints(settings, source))) is not None:
+        return done
     labels = label_numbers(source.splits["train"], source.columns.label)
     for split, rows in source.splits.items():
         check_labels(rows, source.columns.label, labels, split)
@@ -66,7 +76,7 @@ def train_classifier(settings: Settings, folder: Path, *, resume: bool = False) 
         train = LaterStarts(train, part, max_length, settings.seed)
     trainer = RunTrainer(
         model,
-        arguments(settings, folder, len(data["train"])),
+        arguments(settings, run.folder, len(data["train"])),
         train_dataset=train,
         eval_dataset={x: sort(data[x]) for x in data if x.startswith("dev")},
         data_collator=collator(tokenizer),
@@ -89,23 +99,45 @@ def train_classifier(settings: Settings, folder: Path, *, resume: bool = False) 
     return metrics
 
 
+def fingerprints(settings: Settings, source: Source) -> dict[str, str]:
+    """Returns what a resumed run must find again: the rows, the model and the tokenizer."""
+    columns = list(source.columns.checks)
+    found = {
+        f"the {split} rows": of_rows([row[name] for name in columns] for row in rows)
+        for split, rows in source.splits.items()
+    }
+    if settings.model is not None:
+        found[f"the model {settings.model}"] = of_model(settings.model, load_config(settings.model))
+    if settings.tokenizer is not None:
+        found[f"the tokenizer {settings.tokenizer}"] = of_model(settings.tokenizer)
+    return found
+
+
 def load_source(settings: Settings, bad_lines: BadLines) -> Source:
-    """With a tenth of the training rows held out as "dev" where nothing else is."""
+    """Reads the rows; a tenth of the training rows is held out as "dev" where nothing else is.
+
+    Raises:
+        ValueError: If they cannot be read, or no label stands in two training rows.
+    """
     if settings.task is not None:
         source = named_task(settings.task, settings.data_dir, bad_lines)
     else:
         files = {"train": settings.train_file, "dev": settings.eval_file}
         source = own_files({**files, "test": settings.test_file}, settings.columns, bad_lines)
-    splits = dict(source.splits)
-    if not any(split.startswith("dev") for split in splits):
-        splits["train"], splits["dev"] = split_off(
-            splits["train"], source.columns.label, seed=settings.seed
+    splits, column = dict(source.splits), source.columns.label
+    if len({label_of(row, column) for row in splits["train"]}) == len(splits["train"]):
+        raise ValueError(
+            f"The column {column!r} must hold labels of classes, got as many different values as "
+            f"rows ({len(splits['train']):,})."
         )
+    if not any(split.startswith("dev") for split in splits):
+        splits["train"], splits["dev"] = split_off(splits["train"], column, seed=settings.seed)
     return replace(source, splits={split: rows[: settings.limit] for split, rows in splits.items()})
 
 
 def later_starts(settings: Settings, columns: Columns) -> float:
-    """
+    """Returns the part of a text in which it may begin anew.
+
     Raises:
         ValueError: If pairs of texts shall start later.
     """
@@ -121,6 +153,7 @@ def later_starts(settings: Settings, columns: Columns) -> float:
 
 
 def arguments(settings: Settings, folder: Path, count: int) -> TrainingArguments:
+    """Returns what Trainer is told for `count` training rows."""
     sizes = batch_sizes(settings.batch_size or 1, settings.device_batch)
     steps = updates(count, sizes)
     logging_steps = max(1, steps // 20)
@@ -139,11 +172,12 @@ def arguments(settings: Settings, folder: Path, count: int) -> TrainingArguments
 
 
 def sort(examples: list[Example]) -> Any:
+    """Returns the examples with the longest first."""
     return [examples[i] for i in by_length(examples)]
 
 
 def scores(answers: EvalPrediction) -> dict[str, float]:
-    """Accuracy, and F1: of the second of two classes, or the mean of all of more."""
+    """Returns accuracy and F1: of the second of two classes, or the mean of all of more."""
     found = np.asarray(answers.predictions).argmax(-1)
     classes = np.asarray(answers.predictions).shape[-1]
     name, average = ("f1", "binary") if classes == 2 else ("macro_f1", "macro")
@@ -152,15 +186,16 @@ def scores(answers: EvalPrediction) -> dict[str, float]:
 
 
 def last_scores(trainer: RunTrainer, split: str) -> dict[str, float]:
+    """Returns what the last evaluation found on a split."""
     prefix = f"eval_{split}_"
     rows = [row for row in trainer.state.log_history if prefix + "loss" in row]
     return without_prefix(rows[-1], prefix)
 
 
 def without_prefix(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    times = ("runtime", "per_second")
+    """Returns the metrics whose names begin so, without that beginning and without times."""
     return {
         name.removeprefix(prefix): value
-        for name, value in metrics.items()
-        if name.startswith(prefix) and not name.endswith(times)
+        for name, value in without_times(metrics).items()
+        if name.startswith(prefix)
     }

@@ -1,12 +1,11 @@
-"""Self-distillation: an encoder with Nyström attention learns from its exact twin."""
+"""Trains an encoder with Nyström attention to say what its exact twin says (self-distillation)."""
 
 from __future__ import annotations
 
 import copy
-import shutil
-import tempfile
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedModel,
-    ProgressCallback,
-    Trainer,
-    TrainingArguments,
-)
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
 
 from nystromer.hf import nystromize
 from nystromer.hf.calibration.calibrate import uniform
@@ -29,12 +21,15 @@ from nystromer.hf.calibration.fidelity import Fidelity, exact_states, last_hidde
 from nystromer.hf.calibration.survey import survey
 from nystromer.hf.conversion.interface import CONV
 from nystromer.hf.conversion.plan import Plan
-from nystromer.recipes.shared.trainer import Progress, bfloat16_is_fast
+from nystromer.recipes.shared import trainer as shared
+from nystromer.recipes.shared.options import check_counts
+from nystromer.recipes.shared.run import Run
+from nystromer.recipes.shared.trainer import RunTrainer
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a distillation.
+    """Holds the settings of a distillation.
 
     Args:
         steps: Updates at most; early stopping may end it before.
@@ -56,10 +51,13 @@ class Settings:
     calibration_passages: int = 8
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_counts(self, "steps", "batch_size", "eval_every", "patience")
+
 
 @dataclass(frozen=True)
 class Distilled:
-    """The student, and how close to its exact twin it was at each stage, on held-out passages."""
+    """Holds the student, and how close to its exact twin it was at each stage, on held-out text."""
 
     student: PreTrainedModel
     stages: dict[str, Fidelity]
@@ -67,14 +65,15 @@ class Distilled:
 
 
 def distill(
+    run: Run,
     model: PreTrainedModel,
+    tokenizer: Any,
     train: Tensor,
     held_out: Tensor,
     *,
     num_landmarks: int = 64,
     plan: Plan | None = None,
     settings: Settings | None = None,
-    checkpoints: str | None = None,
 ) -> Distilled:
     r"""Trains a copy of the encoder with Nyström attention to say what the exact model says.
 
@@ -84,16 +83,18 @@ def distill(
         mean_l ‖h_l - h*_l‖² / ‖h*_l‖²  +  mean(1 - cos(e, e*))
 
     Args:
+        run: Where it is written, and where an interrupted one goes on.
         model: An encoder with exact attention; it is not changed.
+        tokenizer: Its tokenizer, which is written beside it.
         train: Token ids, [passages, N].
         held_out: The same, for early stopping and the figures.
         num_landmarks: M.
         plan: Where to start, instead of a plan without exact heads calibrated on `train`.
         settings: Sizes and rates.
-        checkpoints: A folder from which an interrupted run goes on; None keeps nothing.
 
     Raises:
         ValueError: As `calibrate`.
+        FloatingPointError: If a loss or a weight is not finite.
     """
     settings = settings or Settings()
     if plan is None:
@@ -110,57 +111,49 @@ def distill(
     plain = nystromize(copy.deepcopy(model), num_landmarks)
     before = measure([last_hidden(plain, x) for x in checks], exact)
     calibrated = measure([last_hidden(student.eval(), x) for x in checks], exact)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = checkpoints or temporary
-        trainer = Distillation(
-            teacher,
-            student,
-            training_arguments(folder, settings),
-            train_dataset=Passages(train),
-            eval_dataset=Passages(held_out),
-            optimizers=(optimizer(student, settings), None),
-            callbacks=[EarlyStoppingCallback(settings.patience)],
-        )
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(Progress())
-        for path in Path(folder).glob("checkpoint-*"):
-            if not (path / "trainer_state.json").exists():  # written last: it was interrupted
-                shutil.rmtree(path)
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
-    student = student.eval()
+    trainer = Distillation(
+        teacher,
+        student,
+        training_arguments(run.folder, settings),
+        train_dataset=Passages(train),
+        eval_dataset=Passages(held_out),
+        processing_class=tokenizer,
+        optimizers=(optimizer(student, settings), None),
+        callbacks=[EarlyStoppingCallback(settings.patience)],
+    )
+    run.train(trainer)
+    student, steps = student.eval(), trainer.state.global_step
     after = measure([last_hidden(student, x) for x in checks], exact)
-    steps = trainer.state.global_step
     stages = {"swapped": before, "calibrated": calibrated, f"after {steps} steps": after}
+    if not all(math.isfinite(x) for stage in stages.values() for x in asdict(stage).values()):
+        raise FloatingPointError("The distilled model says NaN on held-out passages.")
+    metrics = {"steps": steps, **{name: asdict(stage) for name, stage in stages.items()}}
+    run.finish(trainer, metrics)
     return Distilled(student, stages, steps)
 
 
-def training_arguments(folder: str, settings: Settings) -> TrainingArguments:
-    return TrainingArguments(
-        folder,
+def training_arguments(folder: str | Path, settings: Settings) -> TrainingArguments:
+    """Returns what Trainer is told."""
+    return shared.training_arguments(
+        Path(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
         lr_scheduler_type="cosine",
         warmup_steps=settings.steps // 10,
         weight_decay=0.0,
-        eval_strategy="steps",
         eval_steps=settings.eval_every,
-        save_strategy="steps",
         save_steps=settings.eval_every,
-        save_total_limit=1,
+        logging_steps=settings.eval_every,
         load_best_model_at_end=True,
         prediction_loss_only=True,
-        logging_strategy="no",
-        report_to=[],
         seed=settings.seed,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=bfloat16_is_fast(),
         dataloader_pin_memory=False,
     )
 
 
 def optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW with a rate of its own for the convolutions, whose taps are few and small."""
+    """Returns AdamW with a rate of its own for the convolutions, whose taps are few and small."""
     named = list(student.named_parameters())
     taps = [p for name, p in named if name.endswith(CONV)]
     others = [p for name, p in named if not name.endswith(CONV)]
@@ -172,6 +165,8 @@ def optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
 
 
 class Passages(Dataset[dict[str, Tensor]]):
+    """Gives token ids [passages, N] one by one, as the model takes them."""
+
     def __init__(self, ids: Tensor) -> None:
         self.ids = ids
 
@@ -182,8 +177,8 @@ class Passages(Dataset[dict[str, Tensor]]):
         return {"input_ids": self.ids[index]}
 
 
-class Distillation(Trainer):
-    """transformers' Trainer with the exact twin for its labels."""
+class Distillation(RunTrainer):
+    """Trains as every run does, with the answers of the exact twin for labels."""
 
     def __init__(self, teacher: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -205,7 +200,7 @@ class Distillation(Trainer):
 
 
 def distance(hidden: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Tensor:
-    """The loss of `distill`, from the hidden states [B, N, E] of every layer."""
+    """Returns the loss of `distill`, from the hidden states [B, N, E] of every layer."""
     layers = [
         (h - w).square().sum() / w.square().sum() for h, w in zip(hidden, wanted, strict=True)
     ]

@@ -1,22 +1,28 @@
-"""What `nystromer inspect`, `calibrate` and `convert` do: an encoder by name, text from files."""
+"""What `nystromer inspect`, `calibrate` and `convert` do to an encoder, with text from files."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from nystromer.hf.calibration.calibrate import calibration
 from nystromer.hf.calibration.results import Calibration
 from nystromer.hf.conversion.nystromize import nystromize, uniform_plan
-from nystromer.hf.conversion.plan import LayerChoice, Plan
+from nystromer.hf.conversion.plan import LayerChoice
 from nystromer.hf.models.original_checkpoints import load_original
+from nystromer.hf.positions import num_positions
 from nystromer.recipes.convert.distill import Distilled, Settings, distill
+from nystromer.recipes.shared.fingerprints import of_file, of_model, of_pieces
+from nystromer.recipes.shared.models import check_vocabulary, load_config, load_model, not_finite
+from nystromer.recipes.shared.outputs import new_folder
+from nystromer.recipes.shared.plans import read_plan
+from nystromer.recipes.shared.run import open_run
 from nystromer.recipes.shared.text import passages, read_text, standard_text
+from nystromer.recipes.shared.tokenizers import load_tokenizer
 
 LENGTH = 512  # tokens of a passage, fewer for a model with fewer positions
 HELD_OUT = 16  # passages of a distillation
@@ -62,11 +68,11 @@ def convert_encoder(
     Raises:
         ValueError: If the model or the plan cannot be read, the output exists, or as `nystromize`.
     """
-    check_new(output)
-    chosen = None if plan is None else read_plan(plan)
-    model, tokenizer = load_encoder(name)
-    nystromize(model, plan=chosen or uniform_plan(model, choice)).save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    with new_folder(output) as partial:
+        chosen = None if plan is None else read_plan(plan)
+        model, tokenizer = load_encoder(name)
+        nystromize(model, plan=chosen or uniform_plan(model, choice)).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
 
 
 def convert_original(
@@ -75,11 +81,13 @@ def convert_original(
     """Writes a checkpoint of the original repository as transformers' classes read it.
 
     Raises:
-        ValueError: If the output exists, or as `load_original`.
+        ValueError: If the output exists, the weights are not finite, or as `load_original`.
     """
-    check_new(output)
-    model = load_original(path, num_landmarks=num_landmarks, num_heads=num_heads)
-    model.save_pretrained(output)
+    with new_folder(output) as partial:
+        model = load_original(path, num_landmarks=num_landmarks, num_heads=num_heads)
+        if wrong := not_finite(model):
+            raise ValueError(f"{path} is damaged: {wrong}.")
+        model.save_pretrained(partial)
 
 
 def distill_encoder(
@@ -96,80 +104,73 @@ def distill_encoder(
     Without a plan every layer is swapped: clustered as the choice says, or Nyström by the plan that
     `calibrate` makes without exact heads.
 
-    An interrupted run goes on from `output`/checkpoints.
+    An interrupted run goes on when it is called again.
 
     Raises:
         ValueError: If there are no files, the output exists, or as `calibrate_encoder`.
+        FloatingPointError: If a loss or a weight is not finite.
     """
     settings = settings or Settings()
-    check_new(output, allowed="checkpoints")
-    if any(not path.name.startswith("checkpoint-") for path in output.glob("checkpoints/*")):
-        raise ValueError(f"{output / 'checkpoints'} holds other files; name a new `--output`.")
     if not files:
         raise ValueError("A distillation needs text to learn from, got none; pass --text FILE.")
-    texts = [read_text(path) for path in files]
-    chosen = None if plan is None else read_plan(plan)
-    model, tokenizer = load_encoder(name)
-    wanted = settings.steps * settings.batch_size + HELD_OUT
-    ids = passages(tokenizer, texts, wanted, length=passage_length(model))
-    if len(ids) < HELD_OUT + settings.calibration_passages:
-        raise ValueError(
-            f"A distillation needs at least {HELD_OUT + settings.calibration_passages} passages of "
-            f"{ids.shape[1]} tokens, {HELD_OUT} of them held out, got {len(ids)}; add text."
+    about = {"model": name, "plan": plan, "choice": asdict(choice), **asdict(settings)}
+    with open_run(output, about, resume=True) as run:
+        texts = [read_text(path) for path in files]
+        chosen = None if plan is None else read_plan(plan)
+        model, tokenizer = load_encoder(name)
+        wanted = settings.steps * settings.batch_size + HELD_OUT
+        ids = passages(tokenizer, texts, wanted, length=passage_length(model))
+        inputs = {f"the model {name}": of_model(name, model.config)}
+        inputs["the passages of --text"] = of_pieces([ids.numpy().tobytes()])
+        if plan is not None:
+            inputs[f"the plan {plan}"] = of_file(plan)
+        if run.begin(inputs) is not None:
+            raise ValueError(
+                f"`--output` must be a new folder, got {output}, which holds a finished run."
+            )
+        if len(ids) < HELD_OUT + settings.calibration_passages:
+            raise ValueError(
+                f"A distillation needs at least {HELD_OUT + settings.calibration_passages} "
+                f"passages of {ids.shape[1]} tokens, {HELD_OUT} of them held out, got {len(ids)}; "
+                "add text."
+            )
+        if chosen is None and choice.attention == "clustered":
+            chosen = uniform_plan(model, choice)
+        return distill(
+            run,
+            model,
+            tokenizer,
+            ids[HELD_OUT:],
+            ids[:HELD_OUT],
+            num_landmarks=choice.num_landmarks,
+            plan=chosen,
+            settings=settings,
         )
-    if chosen is None and choice.attention == "clustered":
-        chosen = uniform_plan(model, choice)
-    train, held_out = ids[HELD_OUT:], ids[:HELD_OUT]
-    checkpoints = output / "checkpoints"
-    result = distill(
-        model,
-        train,
-        held_out,
-        num_landmarks=choice.num_landmarks,
-        plan=chosen,
-        settings=settings,
-        checkpoints=str(checkpoints),
-    )
-    result.student.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    shutil.rmtree(checkpoints)
-    return result
 
 
 def load_encoder(name: str) -> tuple[PreTrainedModel, Any]:
-    """A model and its tokenizer from a folder or from the Hub.
+    """Loads a model and its tokenizer from a folder or from the Hub.
 
     Raises:
-        ValueError: If either cannot be loaded.
+        ValueError: If either cannot be loaded, or there is no softmax attention to convert.
     """
-    try:
-        return AutoModel.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0].rstrip(". ")
-        raise ValueError(f"No model and tokenizer can be loaded from {name}: {first}.") from error
-
-
-def read_plan(path: Path) -> Plan:
-    """
-    Raises:
-        ValueError: If it cannot be read, or as `Plan.from_json`.
-    """
-    try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"The plan {path} cannot be read: {error.strerror}.") from error
+    config = load_config(name)
+    if config.model_type == "nystromformer":
+        raise ValueError(
+            f"{name} is a Nyströmformer, whose attention is Nyström attention already; there is "
+            "nothing to convert."
+        )
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"{name} is an encoder with a decoder ({config.model_type}); save its encoder alone: "
+            "model.get_encoder().save_pretrained(FOLDER)."
+        )
+    model, tokenizer = load_model(AutoModel, name, new_head=True), load_tokenizer(name)
+    check_vocabulary(model, tokenizer, name)
+    return model, tokenizer
 
 
 def passage_length(model: PreTrainedModel) -> int:
-    return min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH)
-
-
-def check_new(output: Path, allowed: str = "") -> None:
-    """
-    Raises:
-        ValueError: If the folder holds anything but `allowed`, or is a file.
-    """
-    if output.exists() and (
-        not output.is_dir() or any(path.name != allowed for path in output.iterdir())
-    ):
-        raise ValueError(f"`--output` must be a new folder, got {output}, which exists already.")
+    """Returns the tokens of a passage: as many as the model has positions, at most 512."""
+    positions = num_positions(model) or getattr(model.config, "max_position_embeddings", None)
+    return min(LENGTH, positions or LENGTH)

@@ -1,4 +1,5 @@
-"""The main job on real input: cost by length, a classifier's twins, and what they read."""
+"""Shows the main job on this machine (`nystromer demo`): cost by length, a classifier's twins, and
+what they read."""
 
 from __future__ import annotations
 
@@ -12,10 +13,11 @@ from tqdm import tqdm
 from nystromer.bench import Row, sweep
 from nystromer.recipes.demo.claims import both_times
 from nystromer.recipes.demo.data import stdlib_task
-from nystromer.recipes.demo.report import Results, check_output, write_report
+from nystromer.recipes.demo.report import Results, write_report
 from nystromer.recipes.demo.sample import read_sample
 from nystromer.recipes.demo.settings import Settings
 from nystromer.recipes.demo.twins import train_twin, twin_models
+from nystromer.recipes.shared.outputs import new_folder
 
 SCALING_METHODS = ("exact", "blocked")
 
@@ -39,16 +41,20 @@ def run_demo(
         The path of report.html.
 
     Raises:
-        ValueError: If `output` holds anything else, epochs is below 1, or this Python comes without
-            the source of its standard library.
-        RuntimeError: If no case of the scaling measurement could be timed.
+        ValueError: If `output` holds anything else, epochs is below 1, this Python comes without
+            the source of its standard library, or nothing could be timed.
     """
-    start = time.perf_counter()
-    output = Path(output)
-    check_output(output)
-    settings = settings or Settings()
+    output, settings = Path(output), settings or Settings()
     if epochs is not None:
         settings = dataclasses.replace(settings, epochs=epochs)
+    with new_folder(output, made_by="nystromer demo") as partial:
+        write_report(partial, measure(settings, seed))
+    return output / "report.html"
+
+
+def measure(settings: Settings, seed: int) -> Results:
+    """Measures and trains all that the report shows."""
+    start = time.perf_counter()
     busy_percent = psutil.cpu_percent(interval=1.0)
     task = stdlib_task(
         length=settings.length,
@@ -63,12 +69,11 @@ def run_demo(
         twins[name] = train_twin(name, model, task, settings, seed)
     sample = read_sample(task, twins, settings)
     seconds = time.perf_counter() - start
-    results = Results(settings, seed, rows, task, twins, sample, seconds, busy_percent)
-    return write_report(output, results)
+    return Results(settings, seed, rows, task, twins, sample, seconds, busy_percent)
 
 
 def measure_scaling(settings: Settings) -> list[Row]:
-    """Exact and Nyström attention, forward, shortest first."""
+    """Measures exact and Nyström attention, forward, shortest first."""
     tqdm.write("Measuring attention by length")
     with tqdm(total=len(settings.scaling_ns) * len(SCALING_METHODS)) as bar:
         rows = sweep(
@@ -81,5 +86,5 @@ def measure_scaling(settings: Settings) -> list[Row]:
             on_row=lambda _: bar.update(),
         )
     if not both_times(rows):
-        raise RuntimeError(f"Nothing could be measured: {rows[0].note or rows[1].note}.")
+        raise ValueError(f"Nothing could be measured: {rows[0].note or rows[1].note}.")
     return rows

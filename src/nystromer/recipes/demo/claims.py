@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences, whichever way they fall."""
+"""Sentences that say what the numbers of the report mean, whichever way they fall."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ ALIKE = 0.05  # times closer than this are called the same: machines are noisy
 
 
 def by_length(rows: Sequence[Row]) -> list[tuple[int, Row, Row]]:
-    """(N, exact, Nyström), shortest first."""
+    """Returns (N, exact, Nyström), shortest first."""
     found = {(row.case.method, row.case.n): row for row in rows}
     lengths = sorted({row.case.n for row in rows})
     return [(n, found["exact", n], found["blocked", n]) for n in lengths]
 
 
 def both_times(rows: Sequence[Row]) -> list[tuple[int, float, float]]:
-    """(N, seconds of exact, seconds of Nyström) where both have a time: at least the shortest."""
+    """Returns (N, seconds of exact, seconds of Nyström) where both have a time."""
     return [(n, e.seconds, b.seconds) for n, e, b in by_length(rows) if e.seconds and b.seconds]
 
 
 def loses(exact: float, nystrom: float) -> bool:
-    """Whether Nyström's cost is more than exact's, beyond noise."""
+    """Says whether Nyström's cost is more than exact's, beyond noise."""
     return nystrom > exact * (1 + ALIKE)
 
 
 def compared(exact: float, nystrom: float, more: str, less: str, times: str = " times") -> str:
-    """Nyström's number in words against exact's: "3.2 times faster"."""
+    """Returns Nyström's number in words against exact's: "3.2 times faster"."""
     ratio = exact / nystrom
     if not loses(exact, nystrom) and not loses(nystrom, exact):
         return "about the same"
@@ -43,18 +43,20 @@ def compared(exact: float, nystrom: float, more: str, less: str, times: str = " 
 
 
 def faster(exact: float, nystrom: float) -> str:
-    """ "3.2× faster", for a table or a tile."""
+    """Returns words like "3.2× faster", for a table or a tile."""
     return compared(exact, nystrom, "slower", "faster", times="×")
 
 
 @dataclass(frozen=True)
 class Tile:
+    """Holds a number in large letters, and what it means."""
+
     number: str
     meaning: str
 
 
 def tiles(rows: Sequence[Row], twins: dict[str, Twin]) -> list[Tile]:
-    """The three numbers to remember."""
+    """Returns the three numbers to remember."""
     exact, nystrom = twins["exact"], twins["nystrom"]
     n, exact_seconds, nystrom_seconds = both_times(rows)[-1]
     return [
@@ -74,6 +76,7 @@ def tiles(rows: Sequence[Row], twins: dict[str, Twin]) -> list[Tile]:
 
 
 def short_answer(rows: Sequence[Row], task: Task, twins: dict[str, Twin]) -> str:
+    """Returns what the whole report comes to."""
     times = both_times(rows)
     slower = [n for n, exact, nystrom in times if loses(exact, nystrom)]
     gains = [(n, e, b) for n, e, b in times if n > max(slower, default=0)]
@@ -93,6 +96,7 @@ def short_answer(rows: Sequence[Row], task: Task, twins: dict[str, Twin]) -> str
 
 
 def verdict(task: Task, twins: dict[str, Twin]) -> str:
+    """Says whether the Nyström twin is as accurate as the exact one."""
     difference = twins["nystrom"].accuracy - twins["exact"].accuracy
     if abs(difference) <= accuracy_uncertainty(task, twins):
         return "as accurate, within what chance explains, as"
@@ -100,6 +104,7 @@ def verdict(task: Task, twins: dict[str, Twin]) -> str:
 
 
 def scaling_claims(rows: Sequence[Row]) -> list[str]:
+    """Returns what the measurement by length shows."""
     n, exact, nystrom = both_times(rows)[-1]
     claims = [
         f"At N = {n:,}, the longest that both ran, exact attention took {duration(exact)} and "
@@ -132,6 +137,7 @@ def scaling_claims(rows: Sequence[Row]) -> list[str]:
 
 
 def error_claim(rows: Sequence[Row]) -> str:
+    """Returns how far Nyström's output is from that of exact attention."""
     off = [(n, nystrom.error) for n, _, nystrom in by_length(rows) if nystrom.error is not None]
     if not off:
         return ""
@@ -144,6 +150,7 @@ def error_claim(rows: Sequence[Row]) -> str:
 
 
 def accuracy_claim(task: Task, twins: dict[str, Twin]) -> str:
+    """Returns how often each twin was right."""
     exact, nystrom = twins["exact"], twins["nystrom"]
     points = 100 * abs(nystrom.accuracy - exact.accuracy)
     return (
@@ -157,13 +164,14 @@ def accuracy_claim(task: Task, twins: dict[str, Twin]) -> str:
 
 
 def accuracy_uncertainty(task: Task, twins: dict[str, Twin]) -> float:
-    """Twice the standard error of the twins' difference in accuracy, over windows in pairs."""
+    """Returns twice the standard error of the twins' difference in accuracy, in pairs."""
     labels = np.array([task.packages.index(window.package) for window in task.held_out])
     right = {name: (twin.predictions == labels).astype(float) for name, twin in twins.items()}
     return float(2 * np.std(right["nystrom"] - right["exact"]) / np.sqrt(len(labels)))
 
 
 def cost_claim(twins: dict[str, Twin], length: int) -> str:
+    """Returns what a training step of each twin costs."""
     exact, nystrom = twins["exact"], twins["nystrom"]
     time = compared(exact.seconds_per_step, nystrom.seconds_per_step, "slower", "faster")
     memory = compared(exact.peak_bytes, nystrom.peak_bytes, "more", "less")
@@ -176,6 +184,7 @@ def cost_claim(twins: dict[str, Twin], length: int) -> str:
 
 
 def sample_claim(sample: Sample) -> str:
+    """Returns how alike the two rows of attention are."""
     return (
         f"The Nyström row and the row that exact attention gives with the same weights correlate "
         f"with r = {sample.agreement():.2f}."
@@ -183,7 +192,7 @@ def sample_claim(sample: Sample) -> str:
 
 
 def duration(seconds: float) -> str:
-    """With a space that does not break."""
+    """Returns a time in words, with a space that does not break."""
     return (
         f"{seconds:.3g}\N{NO-BREAK SPACE}s"
         if seconds >= 1
@@ -192,10 +201,11 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
+    """Returns a size in MiB, with a space that does not break."""
     return f"{num_bytes / 2**20:,.0f}\N{NO-BREAK SPACE}MiB"
 
 
 def listed(ns: Sequence[int]) -> str:
-    """ "256, 512 and 1,024" """
+    """Returns words like "256, 512 and 1,024"."""
     *front, last = (f"{n:,}" for n in ns)
     return f"{', '.join(front)} and {last}" if front else last

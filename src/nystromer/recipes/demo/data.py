@@ -1,4 +1,4 @@
-"""The task: which package of Python's standard library does a window of source code come from?"""
+"""Makes the task: which package of Python's standard library is a window of source code from?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ MIN_FILES = 3  # a package needs files to learn from and other files to be asked
 
 @dataclass(frozen=True)
 class Window:
-    """`text` is the bytes of `file` (its path below the standard library) from `start` on."""
+    """Holds a piece of source code: `text` is the bytes of `file` (its path below the standard
+    library) from `start` on."""
 
     file: str
     package: str
@@ -28,14 +29,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Task:
-    """Windows of equal length; no file has windows in both parts."""
+    """Holds windows of equal length; no file has windows in both parts."""
 
     packages: list[str]
     train: list[Window]
     held_out: list[Window]
 
     def majority_accuracy(self) -> float:
-        """Accuracy of the best constant answer: the package with the most held-out windows."""
+        """Returns the accuracy of the best constant answer: the most frequent package."""
         counts = Counter(window.package for window in self.held_out)
         return max(counts.values()) / len(self.held_out)
 
@@ -49,7 +50,7 @@ def stdlib_task(
     seed: int = 0,
     stdlib: Path | None = None,
 ) -> Task:
-    """Windows of the installed Python's own source, from the packages with the most bytes.
+    """Cuts windows out of the installed Python's own source, from the packages with most bytes.
 
     Args:
         length: Bytes of a window. One starts every quarter of a window in the files to learn from;
@@ -100,7 +101,7 @@ def stdlib_task(
 def split_by_file(
     files: Sequence[tuple[Path, bytes]], share: float, rng: random.Random
 ) -> tuple[list[tuple[Path, bytes]], list[tuple[Path, bytes]]]:
-    """Whole files in random order, held out until they are `share` of all bytes, at most half."""
+    """Holds out whole files in random order until they are `share` of all bytes, at most half."""
     total = sum(len(text) for _, text in files)
     train, held_out, held_bytes = [], [], 0
     for path, text in rng.sample(list(files), len(files)):
@@ -113,7 +114,7 @@ def split_by_file(
 
 
 def _sources(package: Path, length: int) -> list[tuple[Path, bytes]]:
-    """The package's source files of at least one window, without its tests."""
+    """Returns the package's source files of at least one window, without its tests."""
     paths = [
         path
         for path in sorted(package.rglob("*.py"))

@@ -1,4 +1,4 @@
-"""The demo's own figures, sized to be read on a phone."""
+"""Draws the demo's own figures, sized to be read on a phone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BIN = 8  # bytes of a cell of the heat strip
 
 
 def accuracy_figure(twins: dict[str, Twin], majority: float) -> Figure:
-    """Held-out accuracy against the seconds spent in training steps."""
+    """Draws held-out accuracy against the seconds spent in training steps."""
     figure = Figure(figsize=(6.2, 3.6), dpi=150, layout="constrained")
     axes = figure.subplots()
     for twin in twins.values():
@@ -47,7 +47,7 @@ def accuracy_figure(twins: dict[str, Twin], majority: float) -> Figure:
 
 
 def rows_figure(sample: Sample) -> Figure:
-    """The class token's row as a heat strip, three ways."""
+    """Draws the class token's row as a heat strip, three ways."""
     strips = {
         "Nyström twin": sample.nystrom,
         "the same weights under exact attention": sample.same_weights,

@@ -13,7 +13,7 @@ from nystromer.recipes.demo.settings import Settings
 
 
 class ExactAttention(NystromAttention):
-    """The parameters of NystromAttention around torch's own exact attention."""
+    """Has the parameters of NystromAttention and torch's own exact attention."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (self._heads(proj, x) for proj in (self.q_proj, self.k_proj, self.v_proj))
@@ -32,7 +32,7 @@ class ExactAttention(NystromAttention):
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then the same with an MLP."""
+    """Computes x + attention(norm(x)), then the same with an MLP."""
 
     def __init__(self, attention: type[NystromAttention], settings: Settings) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Layer(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Bytes -> embedding and a convolution over seven of them -> layers -> class token -> logits.
+    """Names the package of bytes: embedding, convolution, layers, class token, logits.
 
     Args:
         attention: NystromAttention or ExactAttention; the state-dict is the same.
@@ -80,7 +80,7 @@ class Classifier(nn.Module):
         self.head = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, num_classes))
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """input_ids: bytes, [B, N]; labels: [B] or None. Returns logits [B, C], and the loss."""
+        """Returns logits [B, C] for bytes [B, N], and with labels [B] the loss."""
         x = self.last_layer(self.layers(self._tokens(input_ids)))
         logits = self.head(x[:, 0])
         if labels is None:
@@ -89,12 +89,12 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def class_token_row(self, input_ids: Tensor) -> Tensor:
-        """How much the last layer's class token reads of each byte, [B, H, N]."""
+        """Returns how much the last layer's class token reads of each byte, [B, H, N]."""
         x, last = self.layers(self._tokens(input_ids)), self.last_layer
         return last.attention.attention_rows(last.norm(x), [0])[:, :, 0, 1:]
 
     def _tokens(self, input_ids: Tensor) -> Tensor:
-        """[B, N] -> [B, 1 + N, E], the class token first."""
+        """Returns the embeddings of bytes [B, N] as [B, 1 + N, E], the class token first."""
         x = self.embedding(input_ids)
         x = x + F.gelu(self.convolution(x.mT).mT)
         return torch.cat([self.class_token.expand(len(x), 1, -1), x], 1)

@@ -1,4 +1,4 @@
-"""report.html: one file that needs nothing else, and metrics.json with every number in it."""
+"""Writes report.html, one file that needs nothing else, and metrics.json with all its numbers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ from nystromer.recipes.demo.sample import Sample, shaded_source
 from nystromer.recipes.demo.settings import Settings
 from nystromer.recipes.demo.twins import Twin
 
-MADE_BY = "nystromer demo"
-
 
 @dataclass(frozen=True)
 class Results:
-    """busy_percent: Of all cores' time, what other programs took when the demo started."""
+    """Holds what was measured.
+
+    Args:
+        busy_percent: Of all cores' time, what other programs took when the demo started.
+    """
 
     settings: Settings
     seed: int
@@ -48,20 +50,8 @@ class Results:
     busy_percent: float
 
 
-def check_output(output: Path) -> None:
-    """Raises ValueError if the folder holds anything but a former result of the demo."""
-    if output.is_dir() and (not any(output.iterdir()) or _made_by_demo(output)):
-        return
-    if output.exists():
-        raise ValueError(
-            f"`output` must be a new folder, an empty one or a former result of the demo, got "
-            f"{str(output)!r} with other contents; name another folder."
-        )
-
-
-def write_report(output: Path, results: Results) -> Path:
-    """metrics.json, three PNGs and report.html; returns the path of the last."""
-    output.mkdir(parents=True, exist_ok=True)
+def write_report(output: Path, results: Results) -> None:
+    """Writes metrics.json, three PNGs and report.html into a folder."""
     metrics = collect_metrics(results)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     figures = {
@@ -86,15 +76,13 @@ def write_report(output: Path, results: Results) -> Path:
         source=Markup(shaded_source(results.sample.window.text, results.sample.nystrom)),
         exact_source=Markup(shaded_source(results.sample.window.text, results.sample.exact)),
     )
-    report = output / "report.html"
-    report.write_text(page, encoding="utf-8")
-    return report
+    (output / "report.html").write_text(page, encoding="utf-8")
 
 
 def collect_metrics(results: Results) -> dict[str, Any]:
+    """Returns every number of the report."""
     task, sample = results.task, results.sample
     return {
-        "made_by": MADE_BY,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seconds": results.seconds,
         "seed": results.seed,
@@ -150,14 +138,6 @@ def _twin_metrics(task: Task, twin: Twin) -> dict[str, Any]:
         "history": twin.history,
         "parameters": sum(p.numel() for p in twin.model.parameters()),
     }
-
-
-def _made_by_demo(output: Path) -> bool:
-    try:
-        metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(metrics, dict) and metrics.get("made_by") == MADE_BY
 
 
 def _data_uri(png: Path) -> str:

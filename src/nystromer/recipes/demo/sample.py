@@ -1,4 +1,4 @@
-"""What the class token reads in one held-out window."""
+"""Looks at what the class token reads in one held-out window."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PIECES = re.compile(rb"\w+|\s+|[^\w\s]+")  # of bytes: positions stay those of t
 
 @dataclass(frozen=True)
 class Sample:
-    """A window and the class token's row of the last layer, mean over heads, 1 = uniform, [N].
+    """Holds a window and the class token's row in the last layer, mean of heads, 1 = uniform, [N].
 
     Args:
         nystrom: From the Nyström twin.
@@ -36,12 +36,12 @@ class Sample:
     exact: np.ndarray
 
     def agreement(self) -> float:
-        """Correlation of the Nyström row with the row it approximates."""
+        """Returns the correlation of the Nyström row with the row it approximates."""
         return float(np.corrcoef(self.nystrom, self.same_weights)[0, 1])
 
 
 def read_sample(task: Task, twins: dict[str, Twin], settings: Settings) -> Sample:
-    """The first held-out window, in a fixed order, that both twins name the package of."""
+    """Reads the first held-out window, in a fixed order, that both twins name the package of."""
     labels = np.array([task.packages.index(window.package) for window in task.held_out])
     right = np.all([twin.predictions == labels for twin in twins.values()], axis=0)
     index = int(right.argmax())  # the first of all where there is none
@@ -60,7 +60,7 @@ def read_sample(task: Task, twins: dict[str, Twin], settings: Settings) -> Sampl
 
 
 def shaded_source(text: bytes, row: np.ndarray) -> str:
-    """The text as HTML, every word and every gap shaded by the mean weight of its bytes.
+    """Returns the text as HTML, every word and every gap shaded by the mean weight of its bytes.
 
     The darkest shade is that of the 98th percentile and above; Nyström's small negative weights are
     left white.

@@ -1,4 +1,4 @@
-"""Everything the demo can be told, chosen on windows of training files that were set aside."""
+"""The settings of the demo, chosen on windows of training files that were set aside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nystromer.checks import check_positive
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults are the demo: about four minutes on two cores.
+    """Holds the settings of the demo; the defaults take about four minutes on two cores.
 
     Args:
         scaling_ns, scaling_repeats, scaling_time_limit: Lengths N of the scaling measurement, runs

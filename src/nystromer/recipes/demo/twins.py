@@ -1,4 +1,4 @@
-"""One classifier twice, with exact and with Nyström attention, trained by transformers' Trainer."""
+"""Trains one classifier twice, with exact and with Nyström attention."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from nystromer.recipes.shared.trainer import Progress
 
 @dataclass(frozen=True)
 class Twin:
-    """A trained classifier and what was measured of it.
+    """Holds a trained classifier and what was measured of it.
 
     Args:
         predictions: The package it names for each held-out window, as an index.
@@ -52,7 +52,7 @@ class Twin:
 
 
 def twin_models(num_classes: int, settings: Settings, seed: int) -> dict[str, Classifier]:
-    """The same initial weights under exact and under Nyström attention."""
+    """Makes two models of the same initial weights, under exact and under Nyström attention."""
     torch.manual_seed(seed)
     exact = Classifier(ExactAttention, num_classes, settings)
     nystrom = Classifier(NystromAttention, num_classes, settings)
@@ -96,6 +96,7 @@ def train_twin(name: str, model: Classifier, task: Task, settings: Settings, see
 def training_arguments(
     folder: str, num_windows: int, settings: Settings, seed: int
 ) -> TrainingArguments:
+    """Returns what Trainer is told."""
     steps = settings.epochs * -(-num_windows // settings.batch_size)
     return TrainingArguments(
         folder,
@@ -119,7 +120,7 @@ def training_arguments(
 
 
 class Examples(Dataset[dict[str, Any]]):
-    """Windows as the model takes them."""
+    """Gives windows as the model takes them."""
 
     def __init__(self, task: Task, windows: Sequence[Window]) -> None:
         self.packages, self.windows = task.packages, windows

@@ -1,0 +1,1 @@
+"""The Long Range Arena: its data, the attentions that are compared, their training."""

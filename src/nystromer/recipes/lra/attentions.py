@@ -1,4 +1,4 @@
-"""Attentions by name, all of one form: (x [B, N, E], mask [B, N], True at real tokens) ->
+"""The attentions that are compared, by name: (x [B, N, E], mask [B, N], True at real tokens) ->
 [B, N, E].
 
 Those of others come from packages of their own. Padding changes no output, except for Reformer's.
@@ -29,7 +29,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Projected(nn.Module):
-    """Projections around attend(query, key, value [B, H, N, D], mask) -> [B, H, N, D]."""
+    """Puts projections around attend(query, key, value [B, H, N, D], mask) -> [B, H, N, D]."""
 
     def __init__(self, attend: Attend) -> None:
         super().__init__()
@@ -47,10 +47,13 @@ class Projected(nn.Module):
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Returns softmax attention, as torch computes it."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
 
 
 class Nystrom(NystromAttention):
+    """Is the layer of this package, of the sizes of the others."""
+
     def __init__(self, num_landmarks: int) -> None:
         super().__init__(
             EMBED_DIM,
@@ -62,7 +65,7 @@ class Nystrom(NystromAttention):
 
 
 class Linear(nn.Module):
-    """Efficient attention: softmax over the features of q and over the tokens of k."""
+    """Computes efficient attention: softmax over the features of q and the tokens of k."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         linear_attn = package("linear_attention_transformer").linear_attn
@@ -70,7 +73,7 @@ class Linear(nn.Module):
 
 
 class Performer(nn.Module):
-    """FAVOR+: random features whose products estimate exp(q kᵀ / sqrt(D)); drawn once.
+    """Computes FAVOR+: random features whose products estimate exp(q kᵀ / sqrt(D)); drawn once.
 
     The package's own mask leaves padding in the sum that normalises; here padded keys have no
     features. They are replaced by a real one before, since the largest of them all is subtracted.
@@ -99,7 +102,7 @@ class Performer(nn.Module):
 
 
 class Linformer(nn.Module):
-    """Keys and values mixed over positions into 256 by learnt weights, which fix the length.
+    """Mixes keys and values over positions into 256 by learnt weights, which fix the length.
 
     The package has no mask: padded inputs are zeroed, and its projections have no bias, so that
     they add nothing to a mixture.
@@ -117,8 +120,10 @@ class Linformer(nn.Module):
 
 
 class Reformer(nn.Module):
-    """Tokens of like hash attend to one another. Padding is not attended to but takes places in the
-    sorted chunks, so that it does change outputs, as does the random draw of every call."""
+    """Lets tokens of like hash attend to one another.
+
+    Padding is not attended to but takes places in the sorted chunks, so that it does change
+    outputs, as does the random draw of every call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +140,7 @@ class Reformer(nn.Module):
 
 
 class Convolution(nn.Module):
-    """No attention, but the convolution over values that stands beside the Nyström one."""
+    """Computes no attention, but the convolution that stands beside the Nyström one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +158,7 @@ class Convolution(nn.Module):
 
 
 class Nothing(nn.Module):
-    """No attention at all: a token sees itself only, and the mean at the end sees all."""
+    """Computes no attention: a token sees itself only, and the mean at the end sees all."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return torch.zeros_like(x)
@@ -178,9 +183,10 @@ PACKAGES = {
 
 
 def make_attention(name: str, task: Task, num_landmarks: int = 64) -> nn.Module:
-    """
+    """Makes one layer of attention.
+
     Args:
-        name: Of ATTENTIONS.
+        name: One of ATTENTIONS.
         num_landmarks: M, of Nyström attention; the others have no such number.
 
     Raises:
@@ -192,7 +198,8 @@ def make_attention(name: str, task: Task, num_landmarks: int = 64) -> nn.Module:
 
 
 def check_name(name: str) -> None:
-    """
+    """Checks the name of an attention.
+
     Raises:
         ValueError: If there is no such attention; it lists the known.
     """
@@ -202,13 +209,14 @@ def check_name(name: str) -> None:
 
 
 def source(name: str) -> str:
-    """The package and its version that an attention comes from."""
+    """Returns the package that an attention comes from, with its version."""
     package_name = PACKAGES.get(name, "torch" if name == "exact" else "nystromer")
     return f"{package_name} {version(package_name)}"
 
 
 def package(name: str) -> Any:
-    """
+    """Imports the package of an attention of others.
+
     Raises:
         ImportError: If it is missing.
     """
@@ -218,5 +226,5 @@ def package(name: str) -> Any:
             return import_module(f"{name}.{name}")
     except ImportError as error:
         raise ImportError(
-            f"This attention needs {name.replace('_', '-')}: pip install nystromer[lra]."
+            f"This attention needs {name.replace('_', '-')}: pip install {name.replace('_', '-')}."
         ) from error

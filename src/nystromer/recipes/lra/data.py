@@ -1,4 +1,4 @@
-"""The data of a task by its name, made, read or downloaded once and then kept."""
+"""Gives the data of a task by its name: made, read or downloaded once, and then kept."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nystromer.recipes.lra.store import Prepared, fingerprints, need_files, stor
 
 
 def default_cache() -> Path:
+    """Returns the folder where data sets are kept if no other is named."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nystromer" / "lra"
 
 
@@ -29,7 +30,7 @@ def load(
     eval_rows: int | None = None,
     processes: int | None = None,
 ) -> tuple[DatasetDict, dict[str, Any]]:
-    """Splits train, validation and test, and what is known of them.
+    """Returns the splits train, validation and test, and what is known of them.
 
     Args:
         task: A name of `tasks.TASKS`.
@@ -43,7 +44,8 @@ def load(
     Raises:
         ValueError: If files are missing or damaged, or the Hub cannot be reached.
     """
-    for option, number in (("--rows", rows), ("--eval-rows", eval_rows)):
+    options = (("--rows", rows), ("--eval-rows", eval_rows), ("--processes", processes))
+    for option, number in options:
         if number is not None:
             check_positive(option, number)
     if data_dir is not None and not data_dir.is_dir():
@@ -66,7 +68,7 @@ def origin(
     eval_rows: int | None,
     processes: int | None,
 ) -> tuple[dict[str, Any], Callable[[], Prepared]]:
-    """What decides about the rows, and the function that makes them."""
+    """Returns what decides about the rows, and the function that makes them."""
     if data_dir is None:
         match task:
             case "listops" | "pathfinder":
@@ -109,5 +111,6 @@ NEEDED = {
 
 
 def limited(rows: dict[str, int], train: int | None, others: int | None) -> dict[str, int]:
+    """Returns how many rows of each split are made, at most as many as are asked for."""
     limits = {"train": train, "validation": others, "test": others}
     return {split: min(count, limits[split] or count) for split, count in rows.items()}

@@ -1,4 +1,4 @@
-"""ListOps: nested lists of digits, each with an operator; the answer is a digit.
+"""Makes the task ListOps: nested lists of digits, each with an operator; the answer is a digit.
 
     [MAX 4 [MED 1 9 [MIN 3 5 ] ] [SM 8 7 ] ]  ->  5
 
@@ -35,9 +35,9 @@ CHUNK = 1000  # rows with a random stream of their own
 
 
 def evaluate(source: str) -> int:
-    """The value of a row in the original notation, `( ( ( [MAX 2 ) 9 ) ] )`; parentheses may lack.
+    """Returns the value of a row in the original notation, `( ( ( [MAX 2 ) 9 ) ] )`.
 
-    MED is the median rounded down, SM the sum modulo 10.
+    Parentheses may lack. MED is the median rounded down, SM the sum modulo 10.
 
     Raises:
         ValueError: If it is not one whole expression.
@@ -46,7 +46,7 @@ def evaluate(source: str) -> int:
 
 
 def encode(source: str) -> list[int]:
-    """The row's tokens as ids, without the parentheses, which only repeat the brackets.
+    """Returns the row's tokens as ids, without the parentheses, which only repeat the brackets.
 
     Raises:
         ValueError: If a token is unknown or a parenthesis has no partner.
@@ -65,7 +65,8 @@ def encode(source: str) -> list[int]:
 
 
 def value(ids: Iterable[int]) -> int:
-    """
+    """Returns the value of an expression in ids.
+
     Raises:
         ValueError: If the tokens are not one whole expression.
     """
@@ -91,7 +92,7 @@ def value(ids: Iterable[int]) -> int:
 def generate(
     rows: dict[str, int] | None = None, *, seed: int = 0, processes: int | None = None
 ) -> Prepared:
-    """Rows by the seed alone, whatever the number of processes.
+    """Makes rows by the seed alone, whatever the number of processes.
 
     Args:
         rows: Of every split; the benchmark's 96,000, 2,000 and 2,000 if None.
@@ -111,7 +112,7 @@ def generate(
 
 
 def chunk(seed: int, index: int) -> list[tuple[bytes, int]]:
-    """CHUNK rows: tokens, one byte each, and value."""
+    """Makes CHUNK rows: tokens, one byte each, and value."""
     draw = random.Random(f"listops {seed} {index}").random
     rows: list[tuple[bytes, int]] = []
     while len(rows) < CHUNK:
@@ -137,7 +138,7 @@ def grow(ids: list[int], depth: int, draw: Callable[[], float]) -> int:
 
 
 def read(files: Sequence[Path]) -> Prepared:
-    """The original files basic_train.tsv, basic_val.tsv and basic_test.tsv.
+    """Reads the original files basic_train.tsv, basic_val.tsv and basic_test.tsv.
 
     Raises:
         ValueError: If one is missing or cut short, or a row's value is not its target.
@@ -146,6 +147,7 @@ def read(files: Sequence[Path]) -> Prepared:
 
 
 def read_split(path: Path) -> Split:
+    """Reads one of the original files."""
     documents, labels = [], []
     for number, line in enumerate(tqdm(read_lines(path), path.name, leave=False), 1):
         source, _, target = line.decode("ascii", "replace").partition("\t")
@@ -154,6 +156,8 @@ def read_split(path: Path) -> Split:
         try:
             ids = encode(source)
             found = value(ids)
+            if len(ids) > LENGTHS.stop:
+                raise ValueError(f"A row must have at most {LENGTHS.stop} tokens, got {len(ids)}.")
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
         if target != str(found):

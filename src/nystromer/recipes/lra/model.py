@@ -16,7 +16,7 @@ NUM_LAYERS, FEED_FORWARD, DROPOUT = 2, 128, 0.1
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then the same with an MLP."""
+    """Computes x + attention(norm(x)), then the same with an MLP."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Layer(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Tokens and learnt positions -> layers -> mean over real tokens -> MLP -> logits.
+    """Classifies documents: tokens and positions, layers, mean over real tokens, MLP, logits.
 
     The two documents of a pair are encoded apart; their means a and b enter the MLP as
     [a, b, a b, a - b].
@@ -74,9 +74,9 @@ class Classifier(nn.Module):
         other_ids: Tensor | None = None,
         other_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """input_ids, other_ids: [B, N]; mask, other_mask: real tokens, bool [B, N]; labels: [B].
+        """Returns logits [B, C], and the loss if there are labels.
 
-        Returns logits [B, C], and the loss if there are labels.
+        input_ids, other_ids: [B, N]; mask, other_mask: real tokens, bool [B, N]; labels: [B].
         """
         features = self.encode(input_ids, mask)
         if other_ids is not None and other_mask is not None:
@@ -88,7 +88,7 @@ class Classifier(nn.Module):
         return {"loss": F.cross_entropy(logits.float(), labels), "logits": logits}
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Mean over the real tokens, [B, N] -> [B, E]."""
+        """Returns the mean over the real tokens, [B, N] -> [B, E]."""
         x = self.dropout(self.tokens(ids) + self.positions.weight[: ids.shape[1]])
         for layer in self.layers:
             x = layer(x, mask)
@@ -97,7 +97,7 @@ class Classifier(nn.Module):
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Rows as the model takes them, padded to the longest."""
+    """Returns rows as the model takes them, padded to the longest."""
     batch = {"labels": torch.tensor([int(row["labels"]) for row in rows])}
     batch["input_ids"], batch["mask"] = padded([row["input_ids"] for row in rows])
     if "other_ids" in rows[0]:
@@ -106,7 +106,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def padded(documents: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Ids [B, N] and which of them are real."""
+    """Returns ids [B, N] and which of them are real."""
     lengths = torch.tensor([len(x) for x in documents])
     longest = int(lengths.max())
     ids = torch.zeros(len(documents), longest, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Pathfinder: does one dashed path join the two circles? 32 x 32 grey pixels, two classes.
+"""Draws the task Pathfinder: does one dashed path join the two circles? 32 x 32 grey pixels.
 
 Two paths of 14 dashes each wind through every image, among shorter ones that distract. The circles
 mark both ends of one of the two (1), or an end of each (0). The rules are those of the published
@@ -39,7 +39,7 @@ ANY_TURN = 2 * TURN
 def generate(
     rows: dict[str, int] | None = None, *, seed: int = 0, processes: int | None = None
 ) -> Prepared:
-    """Images by the seed alone, whatever the number of processes.
+    """Draws images by the seed alone, whatever the number of processes.
 
     Args:
         rows: Of every split; 160,000, 20,000 and 20,000 if None.
@@ -60,7 +60,7 @@ def generate(
 
 
 def chunk(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """CHUNK images, uint8 [rows, 32, 32], and labels."""
+    """Draws CHUNK images, uint8 [rows, 32, 32], and labels."""
     rng = default_rng([seed, index])
     dashes = draw_paths(CHUNK, rng)
     labels = rng.integers(2, size=CHUNK)
@@ -68,7 +68,7 @@ def chunk(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_paths(rows: int, rng: Generator) -> np.ndarray:
-    """Dashes [rows, STEPS, 2 ends, 2], NaN where a distractor found no room."""
+    """Returns dashes [rows, STEPS, 2 ends, 2], NaN where a distractor found no room."""
     boards: list[Board] = []
     while sum(len(board.dashes) for board in boards) < rows:
         boards.append(target_paths(2 * rows, rng))
@@ -82,7 +82,7 @@ def draw_paths(rows: int, rng: Generator) -> np.ndarray:
 
 
 def target_paths(rows: int, rng: Generator) -> Board:
-    """Both long paths, step by step in turn; images without room for one are dropped."""
+    """Draws both long paths, step by step in turn; images without room for one are dropped."""
     board = Board.empty(rows)
     first = rng.uniform(2 * SEEDS_APART, SIZE - 2 * SEEDS_APART, (rows, 2))
     second = first + SEEDS_APART * direction(rng.uniform(-np.pi, np.pi, rows))
@@ -98,7 +98,7 @@ def target_paths(rows: int, rng: Generator) -> Board:
 
 
 def add_distractor(board: Board, first: int, rng: Generator) -> None:
-    """A short path in every image, unless RETRIES places had no room for it."""
+    """Draws a short path in every image, unless RETRIES places had no room for it."""
     todo = np.arange(len(board.dashes))
     for _ in range(RETRIES):
         row, position = todo, rng.uniform(BORDER, SIZE - 1 - BORDER, (len(todo), 2))
@@ -112,7 +112,7 @@ def add_distractor(board: Board, first: int, rng: Generator) -> None:
 
 @dataclass
 class Board:
-    """What is drawn so far of many images.
+    """Holds what is drawn so far of many images.
 
     Args:
         dashes: [rows, STEPS, 2 ends, 2].
@@ -180,17 +180,19 @@ class Board:
 
 
 def cell(points: np.ndarray) -> np.ndarray:
+    """Returns the cells of the board that points are in."""
     return np.rint(CELLS * points).astype(int) + MARGIN
 
 
 def direction(angle: np.ndarray) -> np.ndarray:
+    """Returns steps of length 1 at these angles."""
     return np.stack([np.sin(angle), np.cos(angle)], -1)
 
 
 def near(
     start: np.ndarray, stop: np.ndarray, reach: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Grid points less than `reach` from each line, [lines, 2]: line, y, x, distance."""
+    """Returns grid points less than `reach` from each line, [lines, 2]: line, y, x, distance."""
     start, stop = start.astype(np.float32), stop.astype(np.float32)
     (up, right), (top, left) = (stop - start).T[..., None], start.T[..., None]  # each [lines, 1]
     square = up * up + right * right
@@ -206,7 +208,8 @@ def near(
 
 
 def circles(dashes: np.ndarray, labels: np.ndarray, rng: Generator) -> np.ndarray:
-    """[rows, 2, 2]: where a long path starts, and where it (1) or the other (0) stops."""
+    """Returns the places of the circles, [rows, 2, 2]: where a long path starts, and where it (1)
+    or the other (0) stops."""
     start = rng.integers(2, size=len(labels))
     stop = np.where(labels == 1, start, 1 - start)
     rows = np.arange(len(labels))
@@ -215,7 +218,8 @@ def circles(dashes: np.ndarray, labels: np.ndarray, rng: Generator) -> np.ndarra
 
 
 def render(dashes: np.ndarray, circles: np.ndarray) -> np.ndarray:
-    """uint8 [rows, 32, 32]: a pixel is as bright as the nearest dash or circle is near."""
+    """Returns the images, uint8 [rows, 32, 32]: a pixel is as bright as the nearest dash or
+    circle is near."""
     image = np.zeros((len(dashes), SIZE + 2 * MARGIN, SIZE + 2 * MARGIN), np.float32)
     row, step = np.nonzero(~np.isnan(dashes[:, :, 0, 0]))
     lines = dashes[row, step] + MARGIN
@@ -233,6 +237,6 @@ def draw(
     reach: float,
     light: float,
 ) -> None:
-    """Lines, each in the image of its row, which fade within the last pixel of their reach."""
+    """Draws lines, each in the image of its row, which fade in the last pixel of their reach."""
     line, y, x, away = near(start, stop, reach)
     np.maximum.at(image, (row[line], y, x), light * np.minimum(reach - away, 1))

@@ -1,4 +1,4 @@
-"""The original Pathfinder images: curv_contour_length_14 with its folders imgs and metadata."""
+"""Reads the original Pathfinder images: curv_contour_length_14 with imgs and metadata."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from nystromer.recipes.lra.pathfinder import SIZE
 from nystromer.recipes.lra.store import Prepared, Split, read_lines
+from nystromer.recipes.shared.errors import reason
 
 FOLDER = "curv_contour_length_14"
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}  # in the order of the metadata
 
 
 def source(data_dir: Path) -> list[Path]:
-    """The metadata files in order.
+    """Finds the metadata files, and gives them in order.
 
     Raises:
         ValueError: If there are none.
@@ -32,10 +33,13 @@ def source(data_dir: Path) -> list[Path]:
 
 
 def read(metadata: Sequence[Path]) -> Prepared:
-    """80, 10 and 10 % of the images. Empty files, which the release has, are left out and counted.
+    """Reads the images: 80, 10 and 10 % of them.
+
+    Empty files, which the release has, are left out and counted.
 
     Raises:
-        ValueError: If an image is missing or damaged, or a label is neither 0 nor 1.
+        ValueError: If an image is missing, damaged or outside the folder, or a label is neither 0
+            nor 1.
     """
     images, labels, empty = [], [], 0
     for path in metadata:
@@ -47,6 +51,8 @@ def read(metadata: Sequence[Path]) -> Prepared:
                     f"{place} must be folder, file, number and a label 0 or 1, got {line!r}."
                 )
             image = path.parents[1] / words[0] / words[1]
+            if {"..", "/"} & {x for word in words[:2] for x in (*Path(word).parts, word[:1])}:
+                raise ValueError(f"{place} names {image}, which is outside the folder.")
             if image.is_file() and not image.stat().st_size:
                 empty += 1
                 continue
@@ -62,13 +68,19 @@ def read(metadata: Sequence[Path]) -> Prepared:
 
 
 def pixels(path: Path, place: str) -> np.ndarray:
+    """Returns the grey pixels of an image.
+
+    Raises:
+        ValueError: If it is missing, damaged or of another size.
+    """
     try:
         with Image.open(path) as image:
-            found = np.array(image.convert("L"))
+            if image.size != (SIZE, SIZE):  # before they are unpacked
+                raise ValueError(f"{image.size} pixels")
+            return np.array(image.convert("L")).ravel()
     except FileNotFoundError as error:
         raise ValueError(f"{place} names {path}, which is missing.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} must be a whole image, got {error}.") from error
-    if found.shape != (SIZE, SIZE):
-        raise ValueError(f"{path} must have {SIZE} x {SIZE} pixels, got {found.shape}.")
-    return found.ravel()
+    except Exception as error:  # whatever foreign bytes make Pillow raise
+        raise ValueError(
+            f"{path} must be a whole image of {SIZE} x {SIZE} pixels, got {reason(error)}."
+        ) from error

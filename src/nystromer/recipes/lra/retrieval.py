@@ -1,4 +1,4 @@
-"""Two documents: are they related? 4,000 bytes of each, two classes.
+"""Makes the tasks of two documents: are they related? 4,000 bytes of each, two classes.
 
 `read` takes the original files of the ACL Anthology Network: does one paper cite the other?
 `same_movie` makes another task of the same form from IMDB, called imdb-same-movie everywhere: are
@@ -17,8 +17,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from nystromer.recipes.lra.store import Prepared, Split, fit, need_files, read_lines
-from nystromer.recipes.lra.text import checked
-from nystromer.recipes.shared.rows import read_rows
+from nystromer.recipes.lra.text import judgement
+from nystromer.recipes.shared.rows import label, read_rows, text
 
 LIMIT = 4000
 FILES = {
@@ -34,6 +34,8 @@ Pair = tuple[bytes, bytes, int]
 
 
 class Review(NamedTuple):
+    """Holds what one viewer says of a film."""
+
     number: int
     film: str
     label: int
@@ -44,7 +46,8 @@ Films = dict[str, list[Review]]
 
 
 def source(data_dir: Path) -> list[Path]:
-    """
+    """Finds the original files.
+
     Raises:
         ValueError: If one of the original files is missing.
     """
@@ -56,7 +59,7 @@ def source(data_dir: Path) -> list[Path]:
 
 
 def read(paths: Sequence[Path]) -> Prepared:
-    """The original files.
+    """Reads the original files.
 
     Raises:
         ValueError: If one is cut short or a label is neither 0 nor 1.
@@ -65,6 +68,7 @@ def read(paths: Sequence[Path]) -> Prepared:
 
 
 def aan_pairs(path: Path) -> Iterator[Pair]:
+    """Gives the pairs in one of the original files."""
     for number, line in enumerate(tqdm(read_lines(path), path.name, leave=False), 1):
         fields = line.split(b"\t")
         place = f"{path}, line {number}"
@@ -74,14 +78,16 @@ def aan_pairs(path: Path) -> Iterator[Pair]:
                 "file is cut short or damaged."
             )
         if fields[0] not in LABELS:
-            raise ValueError(f"{place}: a label must be 0 or 1, got {fields[0].decode()!r}.")
+            raise ValueError(
+                f"{place}: a label must be 0 or 1, got {fields[0].decode(errors='replace')!r}."
+            )
         yield fields[3], fields[4], LABELS[fields[0]]
 
 
 def same_movie(
     paths: Sequence[Path], pairs: dict[str, int] | None = None, seed: int = 0
 ) -> Prepared:
-    """imdb-same-movie: half of the pairs are reviews of one film, half of two.
+    """Makes the rows of imdb-same-movie: half of the pairs are reviews of one film, half of two.
 
     For every pair of one film there is one of two films with the same first review and a second of
     the same judgement, so that judgements tell nothing. Films validated on are not trained on.
@@ -104,25 +110,27 @@ def same_movie(
 
 
 def by_movie(path: Path) -> Films:
+    """Returns the reviews in a file of rows, by the film."""
     found: Films = defaultdict(list)
-    for number, row in enumerate(read_rows(path, ("text", "label", "movie")), 1):
-        label = checked(row["label"], f"{path}, row {number}")
-        found[row["movie"]].append(Review(number, row["movie"], label, row["text"].encode()))
+    columns = {"text": text, "label": label, "movie": label}
+    for number, row in enumerate(read_rows(path, columns), 1):
+        film, judged = str(row["movie"]), judgement(row["label"], f"{path}, row {number}")
+        found[film].append(Review(number, film, judged, row["text"].encode()))
     return found
 
 
 def matched(films: Films, count: int, draw: random.Random) -> Iterator[Pair]:
-    """Pairs of one film and pairs of two, in turn; no pair of one film comes twice.
+    """Gives pairs of one film and pairs of two, in turn; no pair of one film comes twice.
 
     Raises:
         ValueError: If the reviews of a judgement are not of at least two films with several.
     """
     several = [reviews for reviews in films.values() if len(reviews) > 1]
-    for label in (0, 1):
-        if sum(any(review.label == label for review in reviews) for reviews in several) < 2:
+    for judged in (0, 1):
+        if sum(any(review.label == judged for review in reviews) for reviews in several) < 2:
             raise ValueError(
                 f"imdb-same-movie needs at least two films with several reviews, one of them with "
-                f"label {label}, in every split; got {len(several)} films."
+                f"label {judged}, in every split; got {len(several)} films."
             )
     most = min(count // 2, sum(math.comb(len(reviews), 2) for reviews in several))
     used: set[frozenset[int]] = set()
@@ -140,6 +148,7 @@ def matched(films: Films, count: int, draw: random.Random) -> Iterator[Pair]:
 
 
 def splits(parts: Mapping[str, Iterable[Pair]]) -> Prepared:
+    """Returns the pairs of every split as documents."""
     made, notes = {}, []
     for name, part in parts.items():
         pairs = list(part)
@@ -147,6 +156,6 @@ def splits(parts: Mapping[str, Iterable[Pair]]) -> Prepared:
             raise ValueError(f"The {name} file must hold pairs, got none; it is cut short.")
         first, cut_first = fit((a for a, _, _ in pairs), LIMIT, f"first {name} documents")
         second, cut_second = fit((b for _, b, _ in pairs), LIMIT, f"second {name} documents")
-        made[name] = Split(first, [label for _, _, label in pairs], second)
+        made[name] = Split(first, [related for _, _, related in pairs], second)
         notes += cut_first + cut_second
     return Prepared(made, notes)

@@ -1,4 +1,4 @@
-"""Data sets of one form on disk: made once, kept by the fingerprint of what they are made from.
+"""Keeps data sets on disk in one form, by the fingerprint of what they are made from.
 
 A row holds `input_ids` (and `other_ids`, the second document of a pair), one byte a token, and
 `labels`. Files are those of the library datasets.
@@ -6,11 +6,8 @@ A row holds `input_ids` (and `other_ids`, the second document of a pair), one by
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -23,7 +20,11 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from tqdm import tqdm
 
-FORMAT = 1  # counts up when the same source makes other rows
+from nystromer.recipes.shared.caches import kept
+from nystromer.recipes.shared.errors import reason
+from nystromer.recipes.shared.fingerprints import of_file, of_pieces, of_rows
+
+FORMAT = 2  # counts up when the same source makes other rows
 ABOUT = "about.json"
 T = TypeVar("T")
 U = TypeVar("U")
@@ -31,7 +32,7 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class Split:
-    """Documents as uint8 arrays, their labels, and in a pair task the other documents."""
+    """Holds documents as uint8 arrays, their labels, and in a pair task the other documents."""
 
     documents: Sequence[np.ndarray]
     labels: Sequence[int]
@@ -40,7 +41,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Splits by name, and sentences on what was done to them, say how many rows were cut."""
+    """Holds splits by name, and sentences on what was done to them, say how many rows were cut."""
 
     splits: dict[str, Split]
     notes: list[str] = field(default_factory=list)
@@ -49,38 +50,40 @@ class Prepared:
 def stored(
     name: str, cache: Path, made_from: dict[str, Any], make: Callable[[], Prepared]
 ) -> tuple[DatasetDict, dict[str, Any]]:
-    """The data set and what is known of it, from the cache or made now.
-
-    A folder appears there whole or not at all.
+    """Returns the data set and what is known of it, from the cache or made now.
 
     Args:
+        name: Of the folder in the cache.
+        cache: Where data sets are kept; one that is cut or incomplete is made anew.
         made_from: All that decides about the rows; its hash is in the folder's name.
+        make: Makes the rows.
     """
     about: dict[str, Any] = {"format": FORMAT, **made_from}
-    fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache / f"{name}-{fingerprint}"
-    if not folder.exists():
+    fingerprint = of_rows([dict(sorted(about.items()))])[:16]
+
+    def write(folder: Path) -> None:
         prepared = make()
+        tables = {split: table(rows) for split, rows in prepared.splits.items()}
+        DatasetDict({split: Dataset(rows) for split, rows in tables.items()}).save_to_disk(folder)
         about["notes"] = prepared.notes
         about["rows"] = {split: len(rows.labels) for split, rows in prepared.splits.items()}
-        cache.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
-        try:
-            tables = {split: Dataset(table(rows)) for split, rows in prepared.splits.items()}
-            DatasetDict(tables).save_to_disk(unfinished)
-            (unfinished / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
-            try:
-                os.replace(unfinished, folder)
-            except OSError:  # another process was faster
-                if not folder.exists():
-                    raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        about["content"] = of_pieces(x for rows in tables.values() for x in contents(rows))
+        (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+    folder = kept(cache / f"{name}-{fingerprint}", write)
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     return load_from_disk(folder), {**about, "fingerprint": fingerprint}
 
 
+def contents(rows: pa.Table) -> Iterator[bytes]:
+    """Gives the bytes of all columns, for a fingerprint of what the rows say."""
+    for column in rows.columns:
+        for buffer in column.combine_chunks().buffers():
+            yield b"" if buffer is None else buffer.to_pybytes()
+
+
 def table(split: Split) -> pa.Table:
+    """Returns the rows as Arrow holds them."""
     columns = {"input_ids": lists(split.documents), "labels": pa.array(split.labels, pa.int64())}
     if split.others is not None:
         columns["other_ids"] = lists(split.others)
@@ -88,32 +91,34 @@ def table(split: Split) -> pa.Table:
 
 
 def lists(rows: Sequence[np.ndarray]) -> pa.ListArray:
+    """Returns documents of any lengths as one column."""
     offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
     return pa.ListArray.from_arrays(offsets, np.concatenate([np.empty(0, np.uint8), *rows]))
 
 
 def from_hub(name: str, split: str) -> Dataset:
-    """
+    """Fetches a split of a data set from the Hub.
+
     Raises:
         ValueError: If the Hub cannot be reached.
     """
     try:
         return load_dataset(name, split=split)
     except OSError as error:
-        reason = str(error).strip().splitlines()[0].rstrip(". ")
         raise ValueError(
-            f"{name} does not come from the Hub ({reason}); pass --data-dir."
+            f"{name} does not come from the Hub ({reason(error)}); pass --data-dir."
         ) from error
 
 
 def fingerprints(paths: Iterable[Path]) -> list[str]:
-    """Name, size and time of change of every file."""
-    found = [(path.name, path.stat()) for path in paths]
-    return [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in found]
+    """Returns name and hash of every file, and of all files in a folder."""
+    files = [x for path in paths for x in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return [f"{path.parent.name}/{path.name} {of_file(path)}" for path in files if path.is_file()]
 
 
 def need_files(folder: Path, names: Iterable[str], otherwise: str) -> list[Path]:
-    """
+    """Returns the paths of files in a folder.
+
     Raises:
         ValueError: If one of the files is not in the folder; it ends in `otherwise`.
     """
@@ -125,7 +130,7 @@ def need_files(folder: Path, names: Iterable[str], otherwise: str) -> list[Path]
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines without their ends.
+    """Gives the lines of a file without their ends.
 
     Raises:
         ValueError: If the file is empty or its last line has no end: it was cut short.
@@ -140,27 +145,44 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def fit(documents: Iterable[bytes], limit: int, what: str) -> tuple[list[np.ndarray], list[str]]:
-    """Documents of at most `limit` bytes, and a sentence if some had to be cut."""
+    """Returns documents of at most `limit` bytes, and a sentence if some had to be cut.
+
+    Raises:
+        ValueError: If one is empty.
+    """
     found = [np.frombuffer(text, np.uint8) for text in documents]
+    if not all(map(len, found)):
+        empty = next(i for i, text in enumerate(found, 1) if not len(text))
+        raise ValueError(f"Number {empty} of the {what} is empty; leave it out.")
     cut = sum(len(text) > limit for text in found)
     note = f"{cut:,} of {len(found):,} {what} are longer than {limit:,} and were cut there."
     return [text[:limit] for text in found], [note] if cut else []
 
 
 def hold_out(labels: Sequence[int], share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers of the rest and of the share held out of every class, by the seed."""
+    """Returns the row numbers of the rest and of the share held out of every class, by the seed.
+
+    Raises:
+        ValueError: If the rows are too few for it.
+    """
     from sklearn.model_selection import train_test_split
 
-    rest, held = train_test_split(
-        np.arange(len(labels)), test_size=share, random_state=seed, stratify=labels
-    )
+    try:
+        rest, held = train_test_split(
+            np.arange(len(labels)), test_size=share, random_state=seed, stratify=labels
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"The {len(labels)} training rows are too few to hold out {share:.0%} of every class "
+            f"({reason(error)}); add rows."
+        ) from error
     return np.sort(rest), np.sort(held)
 
 
 def in_parallel(
     function: Callable[[T], U], items: Sequence[T], name: str, processes: int | None
 ) -> Iterator[U]:
-    """function(item) of each in order, with a progress bar."""
+    """Gives function(item) of each item in order, with a progress bar."""
     processes = min(processes or len(os.sched_getaffinity(0)), len(items))
     bar = {"total": len(items), "desc": name, "leave": False}
     if processes == 1:

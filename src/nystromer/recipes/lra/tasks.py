@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Task:
-    """One task as the paper's code trains it.
+    """Holds the numbers of one task as the paper's code trains it.
 
     Args:
-        classes: To choose from.
-        vocabulary: Tokens there are: bytes, grey values, or the words of ListOps.
+        classes: How many there are.
+        vocabulary: How many tokens there are: bytes, grey values, or the words of ListOps.
         max_length: Tokens of a document at most.
         batch_size, steps, warmup_steps: Of the training; the rate rises, then falls to 0 in a line.
         documents: 2 in a task of pairs.

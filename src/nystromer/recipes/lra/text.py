@@ -1,4 +1,4 @@
-"""Text: does a film review praise? IMDB as bytes, at most 4,096 of them, two classes."""
+"""Makes the task Text: does a film review praise? IMDB as at most 4,096 bytes, two classes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nystromer.recipes.lra.store import Prepared, Split, fit, from_hub, hold_out
-from nystromer.recipes.shared.rows import read_rows
+from nystromer.recipes.shared.errors import reason
+from nystromer.recipes.shared.rows import label, read_rows, text
 
 HUB = "stanfordnlp/imdb"
 LIMIT = 4096
@@ -18,7 +19,7 @@ Reviews = list[tuple[str, int]]
 
 
 def source(data_dir: Path) -> list[Path]:
-    """One file for each of train and test (columns text and label), or aclImdb's folders.
+    """Finds one file for each of train and test (columns text and label), or aclImdb's folders.
 
     Raises:
         ValueError: If there are neither.
@@ -38,7 +39,7 @@ def source(data_dir: Path) -> list[Path]:
 
 
 def read(paths: Sequence[Path], seed: int = 0) -> Prepared:
-    """The splits from what `source` found; a tenth of the training rows validates.
+    """Reads the splits from what `source` found; a tenth of the training rows validates.
 
     Raises:
         ValueError: If a file cannot be read, lacks a column, or a label is neither 0 nor 1.
@@ -48,38 +49,59 @@ def read(paths: Sequence[Path], seed: int = 0) -> Prepared:
 
 
 def download(seed: int = 0) -> Prepared:
-    """The same from the Hub."""
+    """Reads the same from the Hub."""
     found = [from_hub(HUB, split) for split in SPLITS]
     train, test = (list(zip(rows["text"], rows["label"], strict=True)) for rows in found)
     return splits(train, test, seed)
 
 
 def from_file(path: Path) -> Reviews:
+    """Returns the reviews in a file of rows."""
+    columns = {"text": text, "label": label}
     return [
-        (row["text"], checked(row["label"], f"{path}, row {number}"))
-        for number, row in enumerate(read_rows(path, ("text", "label")), 1)
+        (row["text"], judgement(row["label"], f"{path}, row {number}"))
+        for number, row in enumerate(read_rows(path, columns), 1)
     ]
 
 
-def checked(label: object, place: str) -> int:
-    if str(label) not in ("0", "1"):
-        raise ValueError(f"{place}: a label must be 0 or 1, got {label!r}.")
-    return int(str(label))
+def judgement(found: object, place: str) -> int:
+    """Returns 0 or 1.
+
+    Raises:
+        ValueError: If the label is neither.
+    """
+    if str(found) not in ("0", "1"):
+        raise ValueError(f"{place}: a label must be 0 or 1, got {found!r}.")
+    return int(str(found))
 
 
 def from_folder(folder: Path) -> Reviews:
+    """Returns the reviews in the folders of the original archive."""
     found = [
-        (path.read_text(encoding="utf-8"), label)
-        for name, label in FOLDERS.items()
+        (read_review(path), judged)
+        for name, judged in FOLDERS.items()
         for path in sorted((folder / name).glob("*.txt"))
     ]
-    if {label for _, label in found} != {0, 1}:
+    if {judged for _, judged in found} != {0, 1}:
         raise ValueError(f"{folder} must hold .txt files in neg and pos, got {len(found)}.")
     return found
 
 
+def read_review(path: Path) -> str:
+    """Returns the text of a file.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"{path} must be a text in UTF-8, got {reason(error)}.") from error
+
+
 def splits(train: Reviews, test: Reviews, seed: int) -> Prepared:
-    rest, held = hold_out([label for _, label in train], HELD_OUT, seed)
+    """Returns the splits; a tenth of the training rows validates."""
+    rest, held = hold_out([judged for _, judged in train], HELD_OUT, seed)
     parts = {
         "train": [train[i] for i in rest],
         "validation": [train[i] for i in held],
@@ -87,7 +109,7 @@ def splits(train: Reviews, test: Reviews, seed: int) -> Prepared:
     }
     made, notes = {}, []
     for name, reviews in parts.items():
-        documents, cut = fit((text.encode() for text, _ in reviews), LIMIT, f"{name} reviews")
-        made[name] = Split(documents, [label for _, label in reviews])
+        documents, cut = fit((review.encode() for review, _ in reviews), LIMIT, f"{name} reviews")
+        made[name] = Split(documents, [judged for _, judged in reviews])
         notes += cut
     return Prepared(made, notes)

@@ -1,8 +1,9 @@
-"""One task, one attention, one seed: from data to accuracy, time and memory in a folder."""
+"""Trains one attention on one task with one seed, and measures accuracy, time and memory."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from nystromer.recipes.lra.data import load
 from nystromer.recipes.lra.model import Classifier, collate
 from nystromer.recipes.lra.tasks import TASKS, Task
 from nystromer.recipes.shared.measure import StopWatch, step_peak_bytes
-from nystromer.recipes.shared.run import Run, device_name
+from nystromer.recipes.shared.options import check_rate
+from nystromer.recipes.shared.run import Run, device_name, open_run
 from nystromer.recipes.shared.trainer import RunTrainer, training_arguments
 
 LOOKS = 20  # at the validation rows in a training; the best of them is kept
+TRIAL = 100  # steps below which rows that are not trained on are not made either
+TRIAL_ROWS = 100  # rows that a trial is validated and tested on
 
 
 def run_task(
@@ -54,7 +58,8 @@ def run_task(
     Args:
         name, attention: Of `tasks.TASKS` and `attentions.ATTENTIONS`.
         output: A new folder, or with `resume` that of the same run.
-        data_dir, cache, rows, eval_rows: As `data.load`.
+        data_dir, cache, rows, eval_rows: As `data.load`; fewer than 100 steps take no more rows
+            than they train on, and 100 to validate and to test.
         fraction: Of the table's steps; its warm-up is cut alike.
         steps: Instead of the fraction.
         batch_size, learning_rate: The table's if None.
@@ -66,45 +71,63 @@ def run_task(
     Raises:
         ValueError: If a name is unknown, a number out of range, the data cannot be had, the folder
             holds something else, or a batch does not fit into memory.
+        FloatingPointError: If a loss or a weight is not finite.
     """
     task = find_task(name)
     steps = schedule(task, fraction, steps)
-    batch_size = batch_size or task.batch_size
+    batch_size = task.batch_size if batch_size is None else batch_size
     check_options(batch_size, accumulate, looks, num_landmarks)
+    check_rate(learning_rate)
     attentions.check_name(attention)
-    data, about = load(name, data_dir, cache=cache, rows=rows, eval_rows=eval_rows)
-    set_seed(seed)
-    model = Classifier(task, attention, num_landmarks)
+    if steps < TRIAL:
+        rows = steps * batch_size if rows is None else rows
+        eval_rows = min(rows, TRIAL_ROWS) if eval_rows is None else eval_rows
     settings = {
         "task": name,
         "attention": attention,
         "steps": steps,
         "batch_size": batch_size,
         "accumulate": accumulate,
-        "learning_rate": learning_rate or task.learning_rate,
+        "learning_rate": task.learning_rate if learning_rate is None else learning_rate,
         "num_landmarks": num_landmarks,
-        "rows": {split: len(found) for split, found in data.items()},
+        "limits": [rows, eval_rows],
         "looks": looks,
         "seed": seed,
-        "data": about["fingerprint"],
     }
-    run = Run(output, settings, resume)
-    if (metrics := run.finished()) is not None:
-        return metrics
+    with open_run(output, settings, resume) as run:
+        data, about = load(name, data_dir, cache=cache, rows=rows, eval_rows=eval_rows)
+        if (metrics := run.begin({f"the data of {name}": about["content"]})) is not None:
+            return metrics
+        return train_on(run, data, about)
+
+
+def train_on(run: Run, data: DatasetDict, about: dict[str, Any]) -> dict[str, Any]:
+    """Trains in the folder of a run, as `run_task`."""
+    settings = run.settings
+    task, attention, accumulate = (
+        TASKS[settings["task"]],
+        settings["attention"],
+        settings["accumulate"],
+    )
+    steps, batch_size = settings["steps"], settings["batch_size"]
+    set_seed(settings["seed"])
+    model = Classifier(task, attention, settings["num_landmarks"])
     watch = StopWatch()
-    trainer = make_trainer(output, task, model, data, settings, watch)
+    trainer = make_trainer(run.folder, task, model, data, settings, watch)
     try:
         run.train(trainer)
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"A batch of {batch_size // accumulate} does not fit into memory; pass --accumulate "
-            f"{2 * accumulate} and --resume, which computes each batch in more parts."
+            f"{2 * accumulate}, which computes each batch in more parts."
         ) from error
     answers = trainer.predict(data["test"])
     tokens = np.sum(token_counts(data["train"])) / len(data["train"])  # of a row
     median = statistics.median(watch.seconds) if watch.seconds else None
     metrics = {
         **settings,
+        "rows": {split: len(found) for split, found in data.items()},
+        "data": about["fingerprint"],
         "source": attentions.source(attention),
         "schedule": steps / task.steps,
         "accuracy": accuracy(answers)["accuracy"],
@@ -122,7 +145,8 @@ def run_task(
 
 
 def find_task(name: str) -> Task:
-    """
+    """Returns the task of that name.
+
     Raises:
         ValueError: If there is no such task.
     """
@@ -132,7 +156,8 @@ def find_task(name: str) -> Task:
 
 
 def schedule(task: Task, fraction: float, steps: int | None) -> int:
-    """
+    """Returns the number of steps.
+
     Raises:
         ValueError: If the fraction is not in (0, 1] or there would be no step.
     """
@@ -144,6 +169,11 @@ def schedule(task: Task, fraction: float, steps: int | None) -> int:
 
 
 def check_options(batch_size: int, accumulate: int, looks: int, num_landmarks: int) -> None:
+    """Checks the numbers of a training.
+
+    Raises:
+        ValueError: If one is below 1, or the parts do not divide the batch.
+    """
     for option, number in (
         ("--batch-size", batch_size),
         ("--accumulate", accumulate),
@@ -160,9 +190,10 @@ def make_trainer(
     task: Task,
     model: Classifier,
     data: DatasetDict,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     watch: StopWatch,
 ) -> RunTrainer:
+    """Returns the trainer of a task."""
     steps, part = settings["steps"], settings["batch_size"] // settings["accumulate"]
     every = max(1, steps // settings["looks"])
     counts = token_counts(data["train"])
@@ -195,18 +226,19 @@ def make_trainer(
 
 
 def accuracy(answers: EvalPrediction | PredictionOutput) -> dict[str, float]:
+    """Returns the share of rows that are answered right."""
     return {"accuracy": float(accuracy_score(answers.label_ids, answers.predictions))}
 
 
 def token_counts(rows: Dataset) -> list[list[int]]:
-    """Of every row, for the first and for the second documents if there are such."""
+    """Returns the tokens of every row, of the first and of the second documents if there are."""
     columns = [name for name in ("input_ids", "other_ids") if name in rows.column_names]
     table = rows.with_format("arrow")[:]
     return [pc.list_value_length(table[name]).to_pylist() for name in columns]
 
 
 def full_document(task: Task) -> dict[str, torch.Tensor]:
-    """A batch of one row of the greatest length, for the memory that it takes."""
+    """Returns a batch of one row of the greatest length, for the memory that it takes."""
     row: dict[str, Any] = {"input_ids": np.zeros(task.max_length), "labels": 0}
     if task.documents == 2:
         row["other_ids"] = row["input_ids"]

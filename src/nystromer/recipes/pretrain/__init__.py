@@ -1,4 +1,4 @@
-"""nystromer pretrain: masked words and sentence order, as Nyströmformer was pretrained.
+"""Pretrains on masked words and sentence order, as the paper did (`nystromer pretrain`).
 
 documents -> tokenizer -> rows of sentences -> pairs, drawn anew in every epoch -> model
 """
@@ -10,9 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch.utils.data import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from nystromer.hf import NystromformerForPreTraining, resize_positions
 from nystromer.recipes.pretrain.pairs import Draw, Pad
@@ -28,8 +27,11 @@ from nystromer.recipes.pretrain.prepare import (
 )
 from nystromer.recipes.pretrain.settings import Settings, arguments_of
 from nystromer.recipes.pretrain.trainer import Examples, Pretraining, scores
+from nystromer.recipes.shared.curves import without_times
+from nystromer.recipes.shared.fingerprints import of_model
+from nystromer.recipes.shared.models import check_vocabulary, load_config, load_model
 from nystromer.recipes.shared.presets import preset
-from nystromer.recipes.shared.run import Run
+from nystromer.recipes.shared.run import Run, open_run
 
 
 def pretrain(settings: Settings, output: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -39,15 +41,30 @@ def pretrain(settings: Settings, output: Path, *, resume: bool = False) -> dict[
         Loss and accuracy of both on the held-out documents, and what was read.
 
     Raises:
-        ValueError: If an option or a file is not usable, or as `Run`.
+        ValueError: If an option or a file is not usable, or as `open_run`.
+        FloatingPointError: If a loss or a weight is not finite.
     """
-    run = Run(output, asdict(settings), resume)
-    if (done := run.finished()) is not None:
-        return done
     arguments = arguments_of(settings, output)
+    with open_run(output, asdict(settings), resume) as run:
+        return pretrain_in(run, settings, arguments)
+
+
+def pretrain_in(run: Run, settings: Settings, arguments: TrainingArguments) -> dict[str, Any]:
+    """Pretrains in the folder of a run, as `pretrain`."""
+    inputs = dict(settings.corpus.fingerprints)
+    if settings.checkpoint is not None:
+        inputs[f"the model {settings.checkpoint}"] = of_model(
+            settings.checkpoint, load_config(settings.checkpoint)
+        )
+    if settings.tokenizer is not None:
+        inputs[f"the tokenizer {settings.tokenizer}"] = of_model(settings.tokenizer)
+    if (done := run.begin(inputs)) is not None:
+        return done
     with arguments.main_process_first(local=True):  # the others find its work in the cache
         name = settings.tokenizer or settings.checkpoint or "train"
         tokenizer = corpus_tokenizer(settings.corpus, name, settings.vocab_size)
+        set_seed(settings.seed)
+        model = model_of(settings, tokenizer)
         rows = prepared(
             settings.corpus,
             tokenizer,
@@ -55,8 +72,6 @@ def pretrain(settings: Settings, output: Path, *, resume: bool = False) -> dict[
             share=settings.held_out,
             at_most=settings.held_out_rows,
         )
-    set_seed(settings.seed)
-    model = model_of(settings, tokenizer)
     draw = Draw(tokenizer, settings.seed)
     train = examples_of(settings, tokenizer, draw, rows)
     trainer = Pretraining(
@@ -71,13 +86,14 @@ def pretrain(settings: Settings, output: Path, *, resume: bool = False) -> dict[
     )
     run.train(trainer)
     counts = json.loads((rows / COUNTS).read_text(encoding="utf-8"))
-    metrics = {**trainer.evaluate(), **counts, "steps": trainer.state.global_step}
+    found = without_times(trainer.evaluate())
+    metrics = {**found, **counts, "steps": trainer.state.global_step}
     run.finish(trainer, metrics)
     return metrics
 
 
 def model_of(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> NystromformerForPreTraining:
-    """A new model, or that of the checkpoint with as many positions as the sequences need.
+    """Makes a new model, or loads that of the checkpoint with as many positions as are needed.
 
     Raises:
         ValueError: If the checkpoint cannot be loaded, or as `preset`.
@@ -96,16 +112,13 @@ def model_of(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Nystromf
         fields["exact_attention"] = settings.attention == "exact"
     if settings.num_landmarks is not None:
         fields["num_landmarks"] = settings.num_landmarks
-    try:
-        model = NystromformerForPreTraining.from_pretrained(settings.checkpoint, **fields)
-    except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0].rstrip(". ")
-        raise ValueError(f"No model can be loaded from {settings.checkpoint}: {first}.") from error
-    if len(tokenizer) > model.config.vocab_size:
+    name, config = settings.checkpoint, load_config(settings.checkpoint, **fields)
+    if config.model_type != "nystromformer":
         raise ValueError(
-            f"`--tokenizer` must have at most the {model.config.vocab_size} tokens of "
-            f"{settings.checkpoint}, got {len(tokenizer)}; leave it out to take the checkpoint's."
+            f"`--from` goes on with a Nyströmformer, got {name}, a {config.model_type}."
         )
+    model = load_model(NystromformerForPreTraining, name, new_head=True, config=config).train()
+    check_vocabulary(model, tokenizer, name)
     if settings.sequence_length > model.config.max_position_embeddings:
         resize_positions(model, settings.sequence_length)
     return model
@@ -114,7 +127,7 @@ def model_of(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Nystromf
 def examples_of(
     settings: Settings, tokenizer: PreTrainedTokenizerBase, draw: Draw, rows: Path
 ) -> Dataset | IterableDataset:
-    """What is trained on: rows on disk, or the stream of a dataset."""
+    """Returns what is trained on: rows on disk, or the stream of a dataset."""
     if not settings.corpus.dataset:
         return Examples(read_part(rows, TRAIN), draw)
     length, share = settings.sequence_length, settings.held_out

@@ -1,4 +1,4 @@
-"""Documents into rows of consecutive sentences, and rows into masked pairs of segments.
+"""Cuts documents into rows of sentences, and draws masked pairs of segments from rows.
 
 N is the sequence length, specials included: [CLS] A [SEP] B [SEP].
 """
@@ -23,15 +23,15 @@ Example = dict[str, Tensor]
 
 
 def rows_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[Row]:
-    """Whole sentences of one document after another, as many as fit into N - 3 tokens.
+    """Gives rows of whole sentences of one document, as many as fit into N - 3 tokens.
 
     A sentence beyond half a row (a genome, say) is cut into quarters of a row. Rows of one sentence
     are left out: they have no order.
 
     Args:
         texts: Documents.
-        tokenizer: Of the model.
-        length: N.
+        tokenizer: The model's.
+        length: N, the tokens of a row with special ones.
 
     Yields:
         input_ids without specials, and starts, where in them its sentences start.
@@ -72,7 +72,7 @@ def _packed(pieces: Iterator[list[int]], space: int) -> Iterator[Row]:
 
 
 class Draw:
-    """A row becomes a pair of segments, swapped half of the time, with 15 % of its words asked.
+    """Makes a row a pair of segments, swapped half of the time, with 15 % of its words asked.
 
     Of the words asked, 80 % are hidden by [MASK], 10 % by any word, and 10 % stay. What is drawn
     depends on the seed and the key alone: not on batches, workers or processes.
@@ -85,10 +85,11 @@ class Draw:
         self.seed = seed
 
     def __call__(self, row: Mapping[str, Any], key: int) -> Example:
-        """
+        """Draws a pair from a row.
+
         Args:
-            row: Of `rows_of`.
-            key: Of the draw, such as epoch * rows + index.
+            row: One of `rows_of`.
+            key: The number of the draw, such as epoch * rows + index.
 
         Returns:
             What NystromformerForPreTraining takes, each [N]; sentence_order_label is 1 if swapped.
@@ -116,13 +117,13 @@ class Draw:
 
 
 class Pad:
-    """Examples of any lengths into a batch as long as the longest."""
+    """Makes examples of any lengths a batch as long as the longest."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.values = {"input_ids": tokenizer.pad_token_id, "token_type_ids": 0, "labels": -100}
 
     def __call__(self, examples: Sequence[Example]) -> Example:
-        """[B, N] each, with attention_mask, and sentence_order_label [B]."""
+        """Returns [B, N] each, with attention_mask, and sentence_order_label [B]."""
         batch = {
             name: pad_sequence([x[name] for x in examples], batch_first=True, padding_value=value)
             for name, value in self.values.items()

@@ -1,12 +1,10 @@
-"""A corpus into rows of token ids: files onto the disk, once; a dataset of the Hub as a stream."""
+"""Makes rows of token ids of a corpus: of files once, on disk; of a dataset as a stream."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,34 +20,40 @@ from transformers import PreTrainedTokenizerBase
 from nystromer.recipes.pretrain.corpus import Corpus, held_out
 from nystromer.recipes.pretrain.pairs import Draw, Row, rows_of
 from nystromer.recipes.pretrain.vocabulary import train_tokenizer
-from nystromer.recipes.shared.rows import BadLines
+from nystromer.recipes.shared.caches import kept
+from nystromer.recipes.shared.fingerprints import of_rows
+from nystromer.recipes.shared.lines import BadLines
+from nystromer.recipes.shared.rows import text
 from nystromer.recipes.shared.tokenizers import load_tokenizer
 
 DOCUMENTS = 200  # tokenised at a time
 TRAINED_ON = 1_000_000  # documents, for a tokenizer
 SHUFFLED = 10_000  # documents of a stream
+FORMAT = 2  # counts up when the same corpus makes other rows
 TRAIN, HELD_OUT, COUNTS = "train.arrow", "held_out.arrow", "counts.json"
 
 
 def cached(kind: str, *identity: Any) -> Path:
-    """The folder for what depends on `identity` alone, beside the caches of `datasets`."""
-    key = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
+    """Returns the folder for what depends on `identity` alone, beside the caches of `datasets`."""
+    key = of_rows([FORMAT, *identity])[:16]
     return Path(datasets.config.HF_DATASETS_CACHE) / "nystromer" / f"{kind}-{key}"
 
 
 def corpus_tokenizer(corpus: Corpus, name: str, vocab_size: int) -> PreTrainedTokenizerBase:
-    """That of the name, or, for "train", one trained on the corpus (once: it is kept in the cache).
+    """Returns the tokenizer of the name, or, for "train", one trained on the corpus (once: it is
+    kept in the cache).
 
     Raises:
         ValueError: As `load_tokenizer` and `train_tokenizer`, or if it lacks a special token.
     """
     if name == "train":
         folder = cached("tokenizer", corpus.identity(), vocab_size)
-        if not folder.exists():
+
+        def make(partial: Path) -> None:
             trained = train_tokenizer(lambda: islice(corpus.documents(), TRAINED_ON), vocab_size)
-            with whole(folder) as partial:
-                trained.save_pretrained(partial)
-        name = str(folder)
+            trained.save_pretrained(partial)
+
+        name = str(kept(folder, make))
     tokenizer = load_tokenizer(name)
     for token in ("cls_token", "sep_token", "mask_token", "pad_token"):
         if getattr(tokenizer, token) is None:
@@ -62,7 +66,7 @@ def corpus_tokenizer(corpus: Corpus, name: str, vocab_size: int) -> PreTrainedTo
 def prepared(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, *, share: float, at_most: int
 ) -> Path:
-    """The folder with rows of the corpus, written unless it is in the cache.
+    """Returns the folder with rows of the corpus, written unless it is in the cache.
 
     Args:
         corpus: Files become train.arrow and held_out.arrow; of a dataset, which is streamed, only
@@ -77,13 +81,13 @@ def prepared(
             out.
     """
     known = [tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.name_or_path]
-    folder = cached("rows", corpus.identity(), known, length, share, at_most)
-    if not folder.exists():
-        with whole(folder) as partial:
-            counts = write_rows(corpus, tokenizer, length, partial, share=share, at_most=at_most)
-            check_counts(counts, length, share, streamed=bool(corpus.dataset))
-            (partial / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
-    return folder
+
+    def make(partial: Path) -> None:
+        counts = write_rows(corpus, tokenizer, length, partial, share=share, at_most=at_most)
+        check_counts(counts, length, share, streamed=bool(corpus.dataset))
+        (partial / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
+
+    return kept(cached("rows", corpus.identity(), known, length, share, at_most), make)
 
 
 def write_rows(
@@ -126,13 +130,15 @@ def write_rows(
 
 
 def write(file: Any, schema: pa.Schema, rows: list[Row]) -> int:
+    """Writes the rows, and returns how many they are."""
     if rows:
         file.write_batch(pa.RecordBatch.from_pylist(rows, schema))
     return len(rows)
 
 
 def check_counts(counts: dict[str, int], length: int, share: float, *, streamed: bool) -> None:
-    """
+    """Checks that there is enough to learn from.
+
     Raises:
         ValueError: If there is too little.
     """
@@ -152,17 +158,18 @@ def check_counts(counts: dict[str, int], length: int, share: float, *, streamed:
 
 
 def batches(documents: Iterator[str]) -> Iterator[list[str]]:
+    """Gives a few hundred documents at a time."""
     while some := list(islice(documents, DOCUMENTS)):
         yield some
 
 
 def read_part(folder: Path, part: str) -> Dataset:
-    """Rows as NumPy arrays, mapped from disk."""
+    """Returns rows as NumPy arrays, mapped from disk."""
     return Dataset.from_file(str(folder / part)).with_format("numpy")
 
 
 def lengths_of(rows: Dataset) -> np.ndarray:
-    """Tokens of every row, without reading them."""
+    """Returns the number of tokens of every row, without reading them."""
     return pc.list_value_length(rows.data.column("input_ids")).to_numpy()
 
 
@@ -174,27 +181,20 @@ def streamed(
     share: float,
     draw: Draw,
 ) -> IterableDataset:
-    """Examples of a dataset's documents, without end. Each process and each of its workers reads
-    shards of its own, where there are as many."""
+    """Returns examples of a dataset's documents, without end. Each process and each of its workers
+    reads shards of its own, where there are as many."""
 
     def pack(texts: dict[str, list[str]]) -> dict[str, list[Any]]:
         rows = list(rows_of(texts[corpus.text_column], tokenizer, length))
         return {name: [row[name] for row in rows] for name in ("input_ids", "starts")}
 
+    def trained_on(row: dict[str, Any]) -> bool:
+        what = text(row[corpus.text_column])
+        if what and not corpus.skip_bad_lines:
+            raise ValueError(f"{corpus.dataset}: the column {corpus.text_column!r} {what}.")
+        return not what and not held_out(row[corpus.text_column], share)
+
     texts = corpus.stream().shuffle(draw.seed, buffer_size=SHUFFLED)
-    kept = texts.filter(lambda row: not held_out(row[corpus.text_column], share))
+    kept = texts.filter(trained_on)
     rows = kept.map(pack, batched=True, batch_size=DOCUMENTS, remove_columns=[corpus.text_column])
     return rows.repeat(None).map(draw, with_indices=True, remove_columns=["starts"])
-
-
-@contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into that gets its name at the end, if nothing failed."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -1,17 +1,16 @@
-"""What can be chosen of a pretraining, and what Trainer is told of it."""
+"""The settings of a pretraining, and what Trainer is told of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
-from nystromer.checks import check_positive
 from nystromer.recipes.pretrain.corpus import Corpus
-from nystromer.recipes.shared.presets import ATTENTIONS, PRESETS
+from nystromer.recipes.shared.options import check_counts, check_rate
+from nystromer.recipes.shared.presets import check_attention, check_preset
 from nystromer.recipes.shared.trainer import training_arguments
 
 STEPS = {"tiny": 2_000, "bert-small": 100_000, "bert-base": 500_000}  # the last two: the paper's
@@ -21,7 +20,7 @@ TOKENS = 8_192  # of a device's batch, unless it is given
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a pretraining; the defaults are the paper's.
+    """Holds the settings of a pretraining; the defaults are the paper's.
 
     Args:
         corpus: What to read.
@@ -64,28 +63,19 @@ class Settings:
 
 
 def arguments_of(settings: Settings, output: Path) -> TrainingArguments:
-    """
+    """Returns what Trainer is told.
+
     Raises:
         ValueError: If a name is unknown, a number is not usable, or the batch cannot be divided.
     """
-    for name, value, known in (
-        ("preset", settings.preset, PRESETS),
-        ("attention", settings.attention or ATTENTIONS[0], ATTENTIONS),
-    ):
-        if value not in known:
-            raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
-    for name in ("steps", "warmup_steps", "device_batch"):
-        if getattr(settings, name) is not None:
-            check_positive(name, getattr(settings, name))
-    for name in ("batch_size", "evaluations", "held_out_rows"):
-        check_positive(name, getattr(settings, name))
+    check_preset(settings.preset)
+    check_attention(settings.attention or "nystrom")
+    check_counts(settings, "steps", "warmup_steps", "batch_size", "device_batch", "num_landmarks")
+    check_counts(settings, "evaluations", "held_out_rows", "vocab_size")
+    check_rate(settings.learning_rate)
     if settings.sequence_length < SHORTEST:
         raise ValueError(
             f"`sequence_length` must be at least {SHORTEST}, got {settings.sequence_length}."
-        )
-    if not 0 < settings.learning_rate < inf:
-        raise ValueError(
-            f"`learning_rate` must be above 0 and finite, got {settings.learning_rate}."
         )
     if not 0 < settings.held_out < 1:
         raise ValueError(f"`held_out` must be between 0 and 1, got {settings.held_out}.")
@@ -112,7 +102,7 @@ def arguments_of(settings: Settings, output: Path) -> TrainingArguments:
 
 
 def device_batch(settings: Settings, processes: int) -> int:
-    """Rows at a time in one of the processes.
+    """Returns the rows at a time in one of the processes.
 
     Raises:
         ValueError: If it times the processes does not divide the batch.

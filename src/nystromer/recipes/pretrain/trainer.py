@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from nystromer.recipes.pretrain.pairs import Draw, Example
-from nystromer.recipes.shared.trainer import EpochDataset, RunTrainer
+from nystromer.recipes.shared.order import EpochDataset
+from nystromer.recipes.shared.trainer import RunTrainer
 
 
 class Examples(EpochDataset):
-    """Rows as the model takes them, drawn anew in every epoch."""
+    """Gives rows as the model takes them, drawn anew in every epoch."""
 
     def __init__(self, rows: Any, draw: Draw) -> None:
         self.rows, self.draw, self.epoch = rows, draw, 0
@@ -64,8 +65,8 @@ class Pretraining(RunTrainer):
 
 
 def keep_one_bias(model: Any) -> None:
-    """The decoder's bias has a second name, and FSDP refuses one parameter in two of its groups.
-    from_pretrained gives a saved model both again."""
+    """Takes the second name from the decoder's bias: FSDP refuses one parameter in two of its
+    groups. from_pretrained gives a saved model both again."""
     del model.cls.predictions.bias
     tied = {**model._tied_weights_keys}
     del tied["cls.predictions.decoder.bias"]
@@ -73,8 +74,8 @@ def keep_one_bias(model: Any) -> None:
 
 
 def answers(words: Tensor, order: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-    """[B, 5]: of each row the words asked, the sum of their losses and how many were right, then
-    the loss of its order and whether that was right."""
+    """Returns five numbers a row, [B, 5]: the words asked, the sum of their losses and how many
+    were right, then the loss of its order and whether that was right."""
     asked = inputs["labels"] != -100
     wanted, swapped = inputs["labels"][asked], inputs["sentence_order_label"]
     words_found = [
@@ -92,7 +93,7 @@ def answers(words: Tensor, order: Tensor, inputs: Mapping[str, Tensor]) -> Tenso
 
 
 def scores(found: EvalPrediction) -> dict[str, float]:
-    """Loss and accuracy over all words asked, and over all rows for sentence order."""
+    """Returns loss and accuracy over all words asked, and over all rows for sentence order."""
     rows = torch.as_tensor(found.predictions, dtype=torch.float64)
     asked, loss, right, order_loss, order_right = rows.sum(0).tolist()
     return {

@@ -1,4 +1,4 @@
-"""A tokenizer of the corpus's own words."""
+"""Trains a tokenizer on a corpus's own words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LETTERS = 1_000  # others are [UNK]
 
 
 def train_tokenizer(read: Callable[[], Iterable[str]], vocab_size: int) -> PreTrainedTokenizerFast:
-    """BERT's lower-cased word pieces, `vocab_size` of them, the same whenever they are learnt.
+    """Learns BERT's lower-cased word pieces, `vocab_size` of them, the same every time.
 
     Args:
         read: Gives the texts; called twice.
@@ -47,6 +47,7 @@ def train_tokenizer(read: Callable[[], Iterable[str]], vocab_size: int) -> PreTr
 
 
 def tokenizer_of(model: models.Model) -> Tokenizer:
+    """Returns BERT's tokenizer around a vocabulary."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

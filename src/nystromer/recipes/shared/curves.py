@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 try:
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise ImportError("Curves need matplotlib: pip install nystromer[train].") from error
+    raise ImportError("Curves need matplotlib: pip install matplotlib.") from error
 
 LOG, CURVES = "log.jsonl", "curves.png"
-NOT_DRAWN = re.compile(r"(_runtime|_per_second|_flos|train_.*|epoch|step|learning_rate|grad_norm)$")
+TIMES = re.compile(r"(_runtime|_per_second|_flos)$")
+NOT_DRAWN = re.compile(r"(train_.*|epoch|step|learning_rate|grad_norm)$")
 
 
 def write_curves(history: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Writes Trainer's log history as log.jsonl and curves.png."""
-    (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+    """Writes Trainer's log history as log.jsonl and curves.png.
+
+    Times, and the summary of the training since it was last resumed, are left out: a run that was
+    interrupted has the log of one that was not.
+    """
+    rows = [without_times(row) for row in history if "train_runtime" not in row]
+    (folder / LOG).write_text(
+        "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8"
+    )
     curves_figure(history).savefig(folder / CURVES)
 
 
+def without_times(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a row of the log without the numbers that tell how fast the machine was."""
+    return {name: value for name, value in row.items() if not TIMES.search(name)}
+
+
 def curves_figure(history: Sequence[dict[str, Any]]) -> Figure:
-    """Losses on the left, everything else that was measured on the right, against steps."""
+    """Draws losses on the left, and everything else that was measured on the right, by steps."""
     figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, points in curves(history).items():
@@ -48,10 +61,10 @@ def curves_figure(history: Sequence[dict[str, Any]]) -> Figure:
 
 
 def curves(history: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """{name: [(step, value), ...]} of what there is to draw."""
+    """Returns {name: [(step, value), ...]} of what there is to draw."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in history:
-        for name, value in row.items():
+        for name, value in without_times(row).items():
             if isinstance(value, (int, float)) and not NOT_DRAWN.search(name):
                 found.setdefault(name, []).append((row["step"], value))
     return found

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 
 class StopWatch(TrainerCallback):
-    """Seconds of every training step, and accuracy against the seconds spent so far."""
+    """Takes the seconds of every training step, and accuracy against the seconds spent so far."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -34,7 +34,7 @@ class StopWatch(TrainerCallback):
 
 
 def step_peak_bytes(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
-    """The most memory that tensors hold at one time in a forward and backward, beyond the model.
+    """Returns the most memory that tensors hold in a forward and backward, beyond the model.
 
     Counted by torch's profiler, allocation by allocation, on a CPU: unlike the memory of the
     process it does not depend on what ran before.

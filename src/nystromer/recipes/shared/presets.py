@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from nystromer.checks import check_positive
 from nystromer.hf import NystromformerConfig
+from nystromer.recipes.shared.options import check_memory, check_one_of
 
 
 def tiny(**fields: Any) -> NystromformerConfig:
-    """Two layers of 64, two heads: 2,048 bytes on two CPU cores."""
+    """Returns the config of two layers of width 64: 2,048 bytes at a time on two CPU cores."""
     sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2}
     return NystromformerConfig(
         **{**sizes, "intermediate_size": 128, "conv_kernel_size": 33, **fields}
@@ -36,18 +37,19 @@ def preset(
     attention: str = "nystrom",
     **fields: Any,
 ) -> NystromformerConfig:
-    """The config of a new model.
+    """Returns the config of a new model.
 
     Args:
         name: tiny, bert-small or bert-base.
         tokenizer: Its vocabulary and padding are the model's.
-        max_length: Positions.
-        num_landmarks: M.
+        max_length: Tokens that it reads, each with a learnt position.
+        num_landmarks: M, of Nyström attention.
         attention: nystrom, or exact for the twin with softmax attention and the same parameters.
         fields: More of the config, which take precedence.
 
     Raises:
-        ValueError: If there is no such preset or attention, or a number is below 1.
+        ValueError: If there is no such preset or attention, a number is below 1, or memory cannot
+            hold as many positions.
     """
     check_preset(name)
     check_attention(attention)
@@ -63,22 +65,16 @@ def preset(
         "bos_token_id": tokenizer.cls_token_id,
         "eos_token_id": tokenizer.sep_token_id,
     }
-    return PRESETS[name](**{**options, **fields})
+    config = PRESETS[name](**{**options, **fields})
+    check_memory(max_length * config.hidden_size, f"{max_length:,} positions")
+    return config
 
 
 def check_preset(name: str) -> str:
+    """Checks the name of a preset, and returns it."""
     return check_one_of("preset", name, PRESETS)
 
 
 def check_attention(name: str) -> str:
+    """Checks the name of an attention, and returns it."""
     return check_one_of("attention", name, ATTENTIONS)
-
-
-def check_one_of(option: str, value: str, known: Iterable[str]) -> str:
-    """
-    Raises:
-        ValueError: If it is none of them.
-    """
-    if value not in known:
-        raise ValueError(f"`{option}` must be one of {', '.join(known)}, got {value!r}.")
-    return value

@@ -8,11 +8,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from nystromer.recipes.shared.errors import reason
+
 SPECIAL = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """`bytes`, `dna`, or that of a folder or a Hub name.
+    """Returns the tokenizer `bytes` or `dna`, or that of a folder or a Hub name.
 
     Raises:
         ValueError: If there is none.
@@ -20,17 +22,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if name in ("bytes", "dna"):
         return byte_tokenizer() if name == "bytes" else dna_tokenizer()
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0].rstrip(". ")
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # whatever foreign files make transformers raise
         raise ValueError(
-            f"No tokenizer can be loaded from {name} ({first}); write bytes, dna, the name of one "
-            "on the Hub, or a folder."
+            f"No tokenizer can be loaded from {name} ({reason(error)}); name bytes, dna, one on "
+            "the Hub, or a folder."
         ) from error
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte of UTF-8 is its own id, 0 ... 255; [PAD], [CLS], [SEP], [MASK] follow."""
+    """Returns a tokenizer for which every byte of UTF-8 is its own id, 0 ... 255; [PAD], [CLS],
+    [SEP], [MASK] follow."""
     vocabulary = {letter: byte for byte, letter in bytes_to_unicode().items()}
     tokenizer = Tokenizer(models.BPE(with_special(vocabulary), merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -39,7 +41,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def dna_tokenizer() -> PreTrainedTokenizerFast:
-    """A, C, G, T and N in either case; other letters are N, spaces and line ends are left out."""
+    """Returns a tokenizer for A, C, G, T and N in either case; other letters are N, spaces and
+    line ends are left out."""
     vocabulary = {letter: i for i, letter in enumerate("ACGTN")}
     tokenizer = Tokenizer(models.BPE(with_special(vocabulary), merges=[]))
     tokenizer.normalizer = normalizers.Sequence(
@@ -57,12 +60,13 @@ def dna_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def with_special(vocabulary: dict[str, int]) -> dict[str, int]:
+    """Returns the vocabulary with the special tokens after the others."""
     count = len(vocabulary)
     return vocabulary | {token: count + i for i, token in enumerate(SPECIAL.values())}
 
 
 def framed(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """[CLS] text [SEP], or [CLS] text [SEP] second text [SEP]."""
+    """Returns a tokenizer that gives [CLS] text [SEP], or [CLS] text [SEP] second text [SEP]."""
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -78,7 +82,8 @@ def framed(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def check_alphabet(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
-    """
+    """Checks that texts suit a tokenizer for DNA.
+
     Raises:
         ValueError: If the tokenizer is for DNA, and most of the texts' letters are not.
     """

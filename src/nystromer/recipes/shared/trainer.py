@@ -1,31 +1,30 @@
-"""transformers' Trainer as every recipe uses it: nothing half written, the same order again."""
+"""transformers' Trainer as every recipe uses it: nothing half written, no NaN, the same order."""
 
 from __future__ import annotations
 
+import math
 import os
-import random
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
+from nystromer.recipes.shared.checkpoints import PARTIAL, complete, damage
 from nystromer.recipes.shared.curves import write_curves
-
-PARTIAL = "checkpoint.partial"  # a name that transformers does not take for a checkpoint
+from nystromer.recipes.shared.errors import TORCH_WRITING, said_when_unwritable
+from nystromer.recipes.shared.models import not_finite
+from nystromer.recipes.shared.order import DrawAnew, EpochDataset, EpochSampler
 
 
 def training_arguments(folder: Path, **options: Any) -> TrainingArguments:
-    """What is the same in every recipe: devices, bfloat16 where it is fast, TensorBoard if there.
+    """Returns what is the same in every recipe: devices, bfloat16 where it is fast, TensorBoard if
+    it is installed, and two checkpoints, so that there is one before the last.
 
     Evaluations and checkpoints go by steps (an evaluation after the checkpoint of the same step
     would not be repeated after a resume), the logs of the loss with them.
@@ -34,8 +33,10 @@ def training_arguments(folder: Path, **options: Any) -> TrainingArguments:
         "lr_scheduler_type": "linear",
         "eval_strategy": "steps",
         "save_strategy": "steps",
-        "save_total_limit": 1,
+        "save_total_limit": 2,
         "logging_strategy": "steps",
+        "logging_nan_inf_filter": False,  # they stop the run
+        "restore_callback_states_from_checkpoint": True,  # the patience of an early stop
         "report_to": ["tensorboard"] if find_spec("tensorboard") else [],
         "use_cpu": not torch.cuda.is_available(),
         "bf16": bfloat16_is_fast(),
@@ -46,9 +47,10 @@ def training_arguments(folder: Path, **options: Any) -> TrainingArguments:
 
 
 def batch_sizes(batch_size: int, device_batch: int | None = None) -> dict[str, int]:
-    """Of TrainingArguments, for `batch_size` rows an update over all processes together.
+    """Returns the options of TrainingArguments for `batch_size` rows an update over all processes.
 
     Args:
+        batch_size: Rows an update.
         device_batch: Rows that a process takes at a time; None is all of its share.
 
     Raises:
@@ -69,22 +71,23 @@ def batch_sizes(batch_size: int, device_batch: int | None = None) -> dict[str, i
 
 
 def updates(count: int, sizes: Mapping[str, int]) -> int:
-    """Of an epoch over `count` rows, as Trainer counts them."""
+    """Returns the number of updates in one epoch of `count` rows, as Trainer counts them."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     batches = -(-count // (sizes["per_device_train_batch_size"] * processes))
     return -(-batches // sizes["gradient_accumulation_steps"])
 
 
 def bfloat16_is_fast() -> bool:
-    """Autocast to bfloat16 makes a step 2.4 times faster on a CPU that multiplies it."""
+    """Says whether the device multiplies bfloat16: there a step is 2.4 times faster on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class RunTrainer(Trainer):
-    """transformers' Trainer with checkpoints that exist whole or not at all, an order of the rows
-    that a resumed run repeats, a quiet progress bar and curves drawn at every evaluation.
+    """Trains with checkpoints that exist whole or not at all, an order of the rows that a resumed
+    run repeats, a quiet progress bar and curves drawn at every evaluation. A loss or
+    a weight that is not finite stops it, before it gets into a checkpoint.
 
     Args:
         lengths: Of the training rows; then batches hold rows of like length.
@@ -118,21 +121,46 @@ class RunTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         if self.token_dropout:
             inputs["input_ids"] = self.with_dropout(inputs["input_ids"])
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.check_finite("training", float(loss))
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)
+        for name, value in metrics.items():
+            if name.endswith("loss"):
+                self.check_finite("held-out", value)
+        return metrics
+
+    def check_finite(self, what: str, loss: float = 0.0) -> None:
+        """Stops a run that cannot come to anything.
+
+        Raises:
+            FloatingPointError: If the loss or a weight is NaN or infinite.
+        """
+        wrong = "" if math.isfinite(loss) else f"the {what} loss is {loss}"
+        if not wrong and what == "saving":
+            wrong = not_finite(self.model)  # type: ignore[arg-type]
+        if wrong:
+            raise FloatingPointError(
+                f"Stopped at step {self.state.global_step}: {wrong}. The last checkpoint is from "
+                "before; begin anew with a lower --learning-rate or other data."
+            )
 
     def with_dropout(self, ids: Tensor) -> Tensor:
-        """[B, N] -> [B, N]; special tokens stay."""
+        """Returns token ids [B, N] with a share of them masked; special tokens stay."""
         tokenizer: Any = self.processing_class
         special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
         dropped = (torch.rand(ids.shape, device=ids.device) < self.token_dropout) & ~special
         return ids.masked_fill(dropped, tokenizer.mask_token_id)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.check_finite("saving")
         folder, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
         partial = folder / PARTIAL
         self.args.output_dir = str(partial)
         try:
-            with said_when_unwritable(folder):
+            with said_when_unwritable(folder, errors=TORCH_WRITING):
                 super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir = str(folder)
@@ -142,70 +170,36 @@ class RunTrainer(Trainer):
         if self.args.should_save:
             with said_when_unwritable(folder):
                 self.state.save_to_json(str(partial / name / "trainer_state.json"))
-                synchronize(partial / name)
-                (partial / name).rename(folder / name)
-                partial.rmdir()
+                complete(folder, name)
             rotate_checkpoints(
                 str(folder), self.args.save_total_limit, self.state.best_model_checkpoint
             )
         self.accelerator.wait_for_everyone()
 
+    def _init_training_state(self, max_steps: int, *args: Any) -> Any:
+        found = super()._init_training_state(max_steps, *args)
+        stopped = self.control.should_training_stop or self.state.global_step >= max_steps
+        self.at_its_end = self.state.global_step > 0 and stopped
+        if best := self.state.best_global_step:  # its folder may have been moved
+            path = Path(str(self.args.output_dir)) / f"checkpoint-{best}"
+            self.state.best_model_checkpoint = str(path)
+        return found
 
-class EpochDataset(Dataset[Any]):
-    """One whose rows are others in every epoch; `epoch` says which it is."""
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.at_its_end:  # goes on after the last checkpoint: transformers would take one step
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
-    epoch: int
-
-
-class DrawAnew(TrainerCallback):
-    """Tells the training rows which epoch it is, before workers are started."""
-
-    def __init__(self, rows: EpochDataset) -> None:
-        self.rows = rows
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.rows.epoch = int(state.epoch)
-
-
-class EpochSampler(Sampler[int]):
-    """Every row once, in an order that depends on the seed and the epoch alone.
-
-    The epoch is the trainer's own: accelerate's `set_epoch` does not reach the sampler of a run
-    that several processes resume in the middle of an epoch.
-    """
-
-    def __init__(self, trainer: Trainer, count: int, lengths: Sequence[int] | None) -> None:
-        self.trainer, self.count, self.lengths = trainer, count, lengths
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int]:
-        args = self.trainer.args
-        draw = random.Random(f"{args.seed}, {int(self.trainer.state.epoch or 0)}")
-        order = draw.sample(range(self.count), self.count)
-        if self.lengths is None:
-            return iter(order)
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return iter(grouped(order, self.lengths, batch, draw))
-
-
-def grouped(
-    order: Sequence[int], lengths: Sequence[int], batch: int, draw: random.Random, pool: int = 16
-) -> list[int]:
-    """The same rows, with rows of like length together: `pool` batches at a time are sorted and
-    cut into batches, then all batches are shuffled, but for the last, which may be smaller."""
-    batches: list[list[int]] = []
-    for start in range(0, len(order), pool * batch):
-        rows = sorted(order[start : start + pool * batch], key=lambda i: lengths[i])
-        batches += [rows[i : i + batch] for i in range(0, len(rows), batch)]
-    last = [batches.pop()] if batches and len(batches[-1]) < batch else []
-    draw.shuffle(batches)
-    return [row for rows in batches + last for row in rows]
+    def _load_best_model(self) -> None:
+        path = Path(str(self.state.best_model_checkpoint))
+        if wrong := damage(path):
+            raise ValueError(f"The best checkpoint {path} is damaged: {wrong}; bring it back.")
+        super()._load_best_model()
 
 
 class Progress(ProgressCallback):
-    """A bar with the time left, without a dictionary printed at every log."""
+    """Shows a bar with the time left, without a dictionary printed at every log."""
 
     def on_log(self, *args: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if self.training_bar is not None and logs and "loss" in logs:
@@ -219,28 +213,3 @@ class Curves(TrainerCallback):
         if state.is_world_process_zero:
             with said_when_unwritable(Path(args.output_dir)):
                 write_curves(state.log_history, Path(args.output_dir))
-
-
-@contextmanager
-def said_when_unwritable(folder: Path) -> Iterator[None]:
-    """
-    Raises:
-        ValueError: If the disk is full, or takes no files for another reason.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(". ")
-        free = shutil.disk_usage(folder).free / 2**20
-        raise ValueError(
-            f"{folder} cannot be written to: {reason} ({free:,.0f} MiB are free); make room, then "
-            "give the same command with --resume."
-        ) from error
-
-
-def synchronize(folder: Path) -> None:
-    """Has the folder's files on the disk before their folder gets its name."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
