@@ -1,4 +1,6 @@
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -221,6 +223,14 @@ def test_an_interrupt_is_said_and_is_no_success(monkeypatch, capsys, tmp_path, w
     monkeypatch.setattr(commands if where == "sweep" else bench, where, interrupt)
     assert run(monkeypatch, "bench", "--lengths", "4096", "--output", tmp_path / "x") == 130
     assert capsys.readouterr().err.endswith("Interrupted.\n")
+
+
+def test_a_command_that_is_terminated_leaves_no_partial_files(monkeypatch, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(monkeypatch, "bench", "--lengths", "4096", "--output", tmp_path / "x") == 143
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_distill_leaves_folders_of_others_alone(monkeypatch, capsys, tmp_path):

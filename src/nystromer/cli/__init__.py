@@ -15,11 +15,13 @@ def main() -> None:
     The exit code is 2 for bad input, 1 for a run that came to nothing (its numbers are not finite,
     or memory is not enough), 130 and 143 where it was interrupted.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that partial files go
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # partial files go
     try:
         code = _run()
     except KeyboardInterrupt:
         code = INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code == INTERRUPTED:
         print("Interrupted.", file=sys.stderr)
     sys.exit(code)
