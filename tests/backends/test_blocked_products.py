@@ -128,12 +128,12 @@ def test_large_products_go_head_by_head():
     """8 heads of 1,024 tokens: with 256 landmarks a product of one head is large enough."""
     query = torch.empty(1, 8, 1024, 64)
     heads = operation.ROWS_A_THREAD // 1024
-    assert operation._workspace(query, 16).heads == heads > 1
-    assert operation._workspace(query, 256).heads == (1 if WITH_ONEDNN else heads)
+    assert operation._workspace(query, [], False, 16).heads == heads > 1
+    assert operation._workspace(query, [], False, 256).heads == (1 if WITH_ONEDNN else heads)
     half = torch.empty(1, 8, 2048, 64, dtype=torch.bfloat16)
     heads = operation.ROWS_OF_BFLOAT16 // 2048
-    assert operation._workspace(half, 64).heads == heads > 1
-    assert operation._workspace(half, 256).heads == (1 if WITH_ONEDNN else heads)
+    assert operation._workspace(half, [], False, 64).heads == heads > 1
+    assert operation._workspace(half, [], False, 256).heads == (1 if WITH_ONEDNN else heads)
 
 
 def test_gradients_keep_their_digits_where_kernel_2_is_near_rank_one():
