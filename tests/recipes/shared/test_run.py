@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 from nystromer.recipes.shared.checkpoints import PARTIAL
-from nystromer.recipes.shared.claim import claimed
+from nystromer.recipes.shared.claim import LOCK, claimed
 from nystromer.recipes.shared.order import EpochSampler
+from nystromer.recipes.shared.outputs import beside
 from nystromer.recipes.shared.run import Run, open_run
 from small_run import INPUTS, SETTINGS, small_run, small_trainer
 
@@ -163,6 +164,15 @@ def test_a_damaged_record_is_named(whole, tmp_path, name, content):
     (folder / name).write_text(content)
     with pytest.raises(ValueError, match=rf"{name} is not that of a run, or damaged"):
         small_run(folder, resume=True)
+
+
+def test_a_run_begins_where_another_was_killed_as_it_began(tmp_path):
+    (tmp_path / LOCK).touch()
+    beside(tmp_path / "run.json").write_text("{")
+    with open_run(tmp_path, SETTINGS) as run:
+        assert run.begin(INPUTS) is None
+        assert [x.name for x in tmp_path.iterdir()] == [LOCK]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_belongs_to_one_run_at_a_time(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from nystromer.recipes.shared.errors import said_when_unwritable
-from nystromer.recipes.shared.outputs import folders
+from nystromer.recipes.shared.outputs import folders, is_partial
 
 LOCK = "run.lock"  # one that a killed process left holds nothing
 
@@ -38,6 +38,8 @@ def claimed(folder: Path) -> Iterator[None]:
                     "or name another."
                 ) from None
         try:
+            for path in filter(is_partial, list(folder.iterdir())):
+                path.unlink()
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
@@ -45,8 +47,8 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def is_something(path: Path) -> bool:
-    """Says whether a file is more than the lock that a killed process left."""
-    return path.name != LOCK or path.stat().st_size > 0
+    """Says whether a file is more than what a process leaves that is killed as it begins."""
+    return not is_partial(path) and (path.name != LOCK or path.stat().st_size > 0)
 
 
 def is_first() -> bool:

@@ -7,6 +7,7 @@ before any work, so that a place which cannot be written to is refused before.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from nystromer.recipes.shared.errors import said_when_unwritable
 from nystromer.recipes.shared.manifest import problem, write_manifest
+
+PARTIAL_NAME = re.compile(r"\.[0-9a-f]{16}\.partial")
 
 
 @contextmanager
@@ -120,6 +123,11 @@ def is_free(path: Path) -> bool:
 def beside(path: Path) -> Path:
     """Returns a name that nothing has, in the same folder and with the same suffix."""
     return path.absolute().with_name(f".{secrets.token_hex(8)}.partial{path.suffix}")
+
+
+def is_partial(path: Path) -> bool:
+    """Says whether a name is one of `beside`: of a file that a kill left unfinished."""
+    return PARTIAL_NAME.match(path.name) is not None
 
 
 def link(partial: Path, path: Path) -> None:
