@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from nystromer.recipes.pretrain import pretrain
 from nystromer.recipes.pretrain.corpus import Corpus
 from nystromer.recipes.pretrain.settings import Settings
-from nystromer.recipes.shared import order, trainer
+from nystromer.recipes.runs import order, trainer
 
 
 def small_pretraining(file, checkpoint, output, steps, resume=False):

@@ -14,10 +14,10 @@ from sklearn.metrics import accuracy_score
 from transformers import DataCollatorWithPadding, TrainerCallback, set_seed
 
 from nystromer.hf import NystromformerForSequenceClassification
-from nystromer.recipes.shared.presets import preset
-from nystromer.recipes.shared.run import open_run
-from nystromer.recipes.shared.tokenizers import load_tokenizer
-from nystromer.recipes.shared.trainer import RunTrainer, training_arguments
+from nystromer.recipes.inputs.presets import preset
+from nystromer.recipes.inputs.tokenizers import load_tokenizer
+from nystromer.recipes.runs.run import open_run
+from nystromer.recipes.runs.trainer import RunTrainer, training_arguments
 
 SETTINGS = {"epochs": 2, "file": Path("a.txt")}
 INPUTS = {"the letters": "1234"}

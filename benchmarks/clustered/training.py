@@ -43,7 +43,7 @@ from nystromer.recipes.demo.data import Task, stdlib_task
 from nystromer.recipes.demo.model import Classifier, ExactAttention
 from nystromer.recipes.demo.settings import Settings as Sizes
 from nystromer.recipes.demo.twins import train_twin
-from nystromer.recipes.shared.text import passages, read_text
+from nystromer.recipes.inputs.text import passages, read_text
 
 BUDGET = BUDGETS[128]
 NAME = "clustered_benchmark"

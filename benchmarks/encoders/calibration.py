@@ -21,7 +21,7 @@ from nystromer.hf.calibration.calibrate import exact_layers, price_in, uniform
 from nystromer.hf.calibration.fidelity import exact_states, fidelity
 from nystromer.hf.calibration.survey import LayerSurvey, exact_choice, survey
 from nystromer.hf.conversion.plan import LayerChoice
-from nystromer.recipes.shared.text import passages
+from nystromer.recipes.inputs.text import passages
 
 SEEN = "wikitext2/valid.txt.xz"
 UNSEEN = {"IMDB": "imdb/test.jsonl.xz", "Brown": "brown/all.jsonl.xz", "Python help": None}

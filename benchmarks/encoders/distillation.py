@@ -23,7 +23,7 @@ from nystromer.hf import nystromize
 from nystromer.hf.calibration.fidelity import exact_states, last_hidden, measure
 from nystromer.recipes.convert.distill import Settings
 from nystromer.recipes.convert.encoder import distill_encoder
-from nystromer.recipes.shared.text import passages
+from nystromer.recipes.inputs.text import passages
 
 LANDMARKS, PASSAGES = 32, 24
 TRAINED_ON = ("imdb/unsup8k.jsonl.xz", "brown/all.jsonl.xz", "hyperpartisan/train.jsonl.xz")

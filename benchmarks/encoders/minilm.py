@@ -14,8 +14,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from nystromer.recipes.convert.encoder import load_encoder
-from nystromer.recipes.shared.rows import read_rows
-from nystromer.recipes.shared.text import read_text, standard_text
+from nystromer.recipes.inputs.rows import read_rows
+from nystromer.recipes.inputs.text import read_text, standard_text
 
 DATA = Path(os.environ.get("NYSTROMER_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

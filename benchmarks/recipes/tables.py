@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import RESULTS, markdown, results
 from benchmarks.recipes.classifiers import ATTENTIONS
-from nystromer.recipes.shared.curves import curves_figure
+from nystromer.recipes.runs.curves import curves_figure
 
 
 def recipes_table() -> str:

@@ -19,8 +19,8 @@ from nystromer.hf import (
     NystromformerForSequenceClassification,
     Plan,
 )
-from nystromer.recipes.shared.presets import preset
-from nystromer.recipes.shared.tokenizers import load_tokenizer
+from nystromer.recipes.inputs.presets import preset
+from nystromer.recipes.inputs.tokenizers import load_tokenizer
 
 GOOD = "".join(
     json.dumps({"text": f"w{i} w{i + 1}. w2. w3.", "label": i % 2}) + "\n" for i in range(30)

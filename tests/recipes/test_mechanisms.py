@@ -11,8 +11,8 @@ import datasets
 import pytest
 
 from nystromer.recipes.convert import distill
-from nystromer.recipes.shared.claim import LOCK, claimed
-from nystromer.recipes.shared.trainer import RunTrainer
+from nystromer.recipes.runs.claim import LOCK, claimed
+from nystromer.recipes.runs.trainer import RunTrainer
 
 RUNS = {
     "train": "train --train-file rows.jsonl --max-length 64 --num-landmarks 4 --epochs 2 --resume",

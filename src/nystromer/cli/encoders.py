@@ -115,7 +115,7 @@ def inspect(
     """Shows what a model's attention is like: which layers can be swapped, at what error and
     saving."""
     from nystromer.recipes.convert.encoder import calibrate_encoder
-    from nystromer.recipes.shared.outputs import new_file
+    from nystromer.recipes.files.outputs import new_file
 
     with new_file(output, ".png") as figure:
         _show(calibrate_encoder, model, text, figure, num_landmarks=num_landmarks)
@@ -155,7 +155,7 @@ def calibrate(
     Give the plan to `nystromer convert --plan`, or to nystromize(plan=...).
     """
     from nystromer.recipes.convert.encoder import calibrate_encoder
-    from nystromer.recipes.shared.outputs import new_file
+    from nystromer.recipes.files.outputs import new_file
 
     drawn = output.with_suffix(".png")
     with new_file(output, ".json") as plan, new_file(drawn, ".png") as figure:

@@ -46,7 +46,7 @@ def bench(
     "module" and "nystrom-attention" are layers with projections and convolution.
     """
     from nystromer.plots import scaling_figure
-    from nystromer.recipes.shared.outputs import new_folder
+    from nystromer.recipes.files.outputs import new_folder
 
     ns, names = _lengths(lengths), [name.strip() for name in methods.split(",") if name.strip()]
     err = Console(stderr=True)

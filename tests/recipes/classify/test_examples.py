@@ -13,7 +13,7 @@ from nystromer.recipes.classify.examples import (
     split_off,
 )
 from nystromer.recipes.classify.tasks import Columns
-from nystromer.recipes.shared.tokenizers import load_tokenizer
+from nystromer.recipes.inputs.tokenizers import load_tokenizer
 
 ROWS = [{"a": "x" * n, "b": "yy", "label": n % 2} for n in (3, 9, 5)]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nystromer.recipes.classify.tasks import TASKS, Columns, named_task
-from nystromer.recipes.shared.rows import BadLines
+from nystromer.recipes.inputs.rows import BadLines
 
 DATA = Path(os.environ.get("NYSTROMER_DATA", "../shared/data"))
 

@@ -28,8 +28,8 @@ from nystromer.recipes.classify.predict import columns_of
 from nystromer.recipes.classify.settings import Settings
 from nystromer.recipes.classify.tasks import Columns
 from nystromer.recipes.classify.train import later_starts, scores, train_classifier
-from nystromer.recipes.shared.presets import preset
-from nystromer.recipes.shared.tokenizers import load_tokenizer
+from nystromer.recipes.inputs.presets import preset
+from nystromer.recipes.inputs.tokenizers import load_tokenizer
 
 DATA = Path(os.environ.get("NYSTROMER_DATA", "../shared/data"))
 SMALL = "--max-length 64 --num-landmarks 4 --epochs 4"

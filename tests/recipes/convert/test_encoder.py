@@ -18,7 +18,7 @@ from nystromer.recipes.convert.encoder import (
     load_encoder,
     passage_length,
 )
-from nystromer.recipes.shared.text import passages, read_text
+from nystromer.recipes.inputs.text import passages, read_text
 
 M = 4
 CHOICE = LayerChoice("", num_landmarks=M)

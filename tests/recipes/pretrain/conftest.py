@@ -3,7 +3,7 @@ import random
 import datasets
 import pytest
 
-from nystromer.recipes.shared.tokenizers import load_tokenizer
+from nystromer.recipes.inputs.tokenizers import load_tokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from nystromer.recipes.inputs.tokenizers import load_tokenizer
 from nystromer.recipes.pretrain.pairs import SENTENCE, Draw, Pad, rows_of
-from nystromer.recipes.shared.tokenizers import load_tokenizer
 
 TEXT = "One two. Three four five! Six?\nSeven. " + "Eight nine. " * 5
 

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from nystromer.hf import NystromformerConfig, NystromformerForPreTraining
+from nystromer.recipes.inputs.presets import PRESETS
 from nystromer.recipes.pretrain.vocabulary import train_tokenizer
-from nystromer.recipes.shared.presets import PRESETS
 
 SMALL = {
     "hidden_size": 16,

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from nystromer.hf import NystromformerForPreTraining
-from nystromer.recipes.shared import trainer
-from nystromer.recipes.shared.presets import preset
+from nystromer.recipes.inputs.presets import preset
+from nystromer.recipes.runs import trainer
 from small_pretraining import small_pretraining
 
 BINARIES = Path(sys.executable).parent

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from nystromer.hf import NystromformerForPreTraining
+from nystromer.recipes.inputs.presets import preset
 from nystromer.recipes.pretrain.pairs import Draw, Pad, rows_of
 from nystromer.recipes.pretrain.trainer import Examples, answers, keep_one_bias, scores
-from nystromer.recipes.shared.presets import preset
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_landmarks": 4}
 

@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from nystromer.recipes.classify.tasks import Columns
-from nystromer.recipes.shared.formats import Row
-from nystromer.recipes.shared.order import EpochDataset
-from nystromer.recipes.shared.rows import as_number, label
-from nystromer.recipes.shared.tokenizers import check_alphabet
+from nystromer.recipes.inputs.formats import Row
+from nystromer.recipes.inputs.rows import as_number, label
+from nystromer.recipes.inputs.tokenizers import check_alphabet
+from nystromer.recipes.runs.order import EpochDataset
 
 Example = dict[str, Any]
 

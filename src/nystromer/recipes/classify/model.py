@@ -17,9 +17,9 @@ from nystromer.hf import NystromformerForSequenceClassification, nystromize
 from nystromer.hf.positions import num_positions
 from nystromer.recipes.classify.settings import Settings
 from nystromer.recipes.classify.tasks import Columns
-from nystromer.recipes.shared.models import check_vocabulary, load_config, load_model
-from nystromer.recipes.shared.presets import check_attention, preset
-from nystromer.recipes.shared.tokenizers import load_tokenizer
+from nystromer.recipes.inputs.models import check_vocabulary, load_config, load_model
+from nystromer.recipes.inputs.presets import check_attention, preset
+from nystromer.recipes.inputs.tokenizers import load_tokenizer
 
 TINY = {"classifier_pooling": "mean", "initializer_range": 0.1}  # docs/log.md
 TINY_BYTES = {**TINY, "ngram_size": 5}

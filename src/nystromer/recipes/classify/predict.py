@@ -21,13 +21,13 @@ from nystromer.checks import check_positive
 from nystromer.hf.positions import num_positions
 from nystromer.recipes.classify.examples import by_length, collator, encode
 from nystromer.recipes.classify.tasks import Columns
-from nystromer.recipes.shared.formats import Row
-from nystromer.recipes.shared.lines import BadLines
-from nystromer.recipes.shared.models import check_vocabulary, load_config, load_model
-from nystromer.recipes.shared.outputs import new_file
-from nystromer.recipes.shared.rows import read_rows
-from nystromer.recipes.shared.tokenizers import load_tokenizer
-from nystromer.recipes.shared.trainer import training_arguments
+from nystromer.recipes.files.outputs import new_file
+from nystromer.recipes.inputs.formats import Row
+from nystromer.recipes.inputs.lines import BadLines
+from nystromer.recipes.inputs.models import check_vocabulary, load_config, load_model
+from nystromer.recipes.inputs.rows import read_rows
+from nystromer.recipes.inputs.tokenizers import load_tokenizer
+from nystromer.recipes.runs.trainer import training_arguments
 
 UNLIMITED = 2**31  # tokens: what some tokenizers say without a limit is more
 

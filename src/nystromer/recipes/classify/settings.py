@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nystromer.recipes.classify.tasks import Columns
-from nystromer.recipes.shared.options import check_counts, check_rate
-from nystromer.recipes.shared.presets import check_preset
+from nystromer.recipes.inputs.options import check_counts, check_rate
+from nystromer.recipes.inputs.presets import check_preset
 
 NEW: dict[str, dict[str, Any]] = {  # of models from scratch
     "tiny": {"batch_size": 8, "learning_rate": 1e-3, "token_dropout": 0.15},

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nystromer.recipes.shared import rows
-from nystromer.recipes.shared.errors import reason
-from nystromer.recipes.shared.formats import Row
-from nystromer.recipes.shared.lines import BadLines
+from nystromer.recipes.files.errors import reason
+from nystromer.recipes.inputs import rows
+from nystromer.recipes.inputs.formats import Row
+from nystromer.recipes.inputs.lines import BadLines
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ from nystromer.recipes.classify.examples import (
 from nystromer.recipes.classify.model import load_classifier, new_classifier
 from nystromer.recipes.classify.settings import Settings
 from nystromer.recipes.classify.tasks import Columns, Source, named_task, own_files
-from nystromer.recipes.shared.curves import without_times
-from nystromer.recipes.shared.fingerprints import of_model, of_rows
-from nystromer.recipes.shared.lines import BadLines
-from nystromer.recipes.shared.models import load_config
-from nystromer.recipes.shared.run import Run, open_run
-from nystromer.recipes.shared.trainer import RunTrainer, batch_sizes, training_arguments, updates
+from nystromer.recipes.files.fingerprints import of_model, of_rows
+from nystromer.recipes.inputs.lines import BadLines
+from nystromer.recipes.inputs.models import load_config
+from nystromer.recipes.runs.curves import without_times
+from nystromer.recipes.runs.run import Run, open_run
+from nystromer.recipes.runs.trainer import RunTrainer, batch_sizes, training_arguments, updates
 
 LATER_STARTS = 1 / 3  # of texts that "tiny" reads as bytes
 

@@ -21,10 +21,10 @@ from nystromer.hf.calibration.fidelity import Fidelity, exact_states, last_hidde
 from nystromer.hf.calibration.survey import survey
 from nystromer.hf.conversion.interface import CONV
 from nystromer.hf.conversion.plan import Plan
-from nystromer.recipes.shared import trainer as shared
-from nystromer.recipes.shared.options import check_counts
-from nystromer.recipes.shared.run import Run
-from nystromer.recipes.shared.trainer import RunTrainer
+from nystromer.recipes.inputs.options import check_counts
+from nystromer.recipes.runs import trainer
+from nystromer.recipes.runs.run import Run
+from nystromer.recipes.runs.trainer import RunTrainer
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def distill(
 
 def training_arguments(folder: str | Path, settings: Settings) -> TrainingArguments:
     """Returns what Trainer is told."""
-    return shared.training_arguments(
+    return trainer.training_arguments(
         Path(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,

@@ -16,13 +16,13 @@ from nystromer.hf.conversion.plan import LayerChoice
 from nystromer.hf.models.original_checkpoints import load_original
 from nystromer.hf.positions import num_positions
 from nystromer.recipes.convert.distill import Distilled, Settings, distill
-from nystromer.recipes.shared.fingerprints import of_file, of_model, of_pieces
-from nystromer.recipes.shared.models import check_vocabulary, load_config, load_model, not_finite
-from nystromer.recipes.shared.outputs import new_folder
-from nystromer.recipes.shared.plans import read_plan
-from nystromer.recipes.shared.run import open_run
-from nystromer.recipes.shared.text import passages, read_text, standard_text
-from nystromer.recipes.shared.tokenizers import load_tokenizer
+from nystromer.recipes.files.fingerprints import of_file, of_model, of_pieces
+from nystromer.recipes.files.outputs import new_folder
+from nystromer.recipes.inputs.models import check_vocabulary, load_config, load_model, not_finite
+from nystromer.recipes.inputs.plans import read_plan
+from nystromer.recipes.inputs.text import passages, read_text, standard_text
+from nystromer.recipes.inputs.tokenizers import load_tokenizer
+from nystromer.recipes.runs.run import open_run
 
 LENGTH = 512  # tokens of a passage, fewer for a model with fewer positions
 HELD_OUT = 16  # passages of a distillation

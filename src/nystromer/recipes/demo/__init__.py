@@ -17,7 +17,7 @@ from nystromer.recipes.demo.report import Results, write_report
 from nystromer.recipes.demo.sample import read_sample
 from nystromer.recipes.demo.settings import Settings
 from nystromer.recipes.demo.twins import train_twin, twin_models
-from nystromer.recipes.shared.outputs import new_folder
+from nystromer.recipes.files.outputs import new_folder
 
 SCALING_METHODS = ("exact", "blocked")
 

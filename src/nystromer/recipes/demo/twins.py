@@ -24,8 +24,8 @@ from nystromer.modules import NystromAttention
 from nystromer.recipes.demo.data import Task, Window
 from nystromer.recipes.demo.model import Classifier, ExactAttention
 from nystromer.recipes.demo.settings import Settings
-from nystromer.recipes.shared.measure import StopWatch, step_peak_bytes
-from nystromer.recipes.shared.trainer import Progress
+from nystromer.recipes.runs.measure import StopWatch, step_peak_bytes
+from nystromer.recipes.runs.trainer import Progress
 
 
 @dataclass(frozen=True)

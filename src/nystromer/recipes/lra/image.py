@@ -17,8 +17,8 @@ from zipfile import ZipFile
 
 import numpy as np
 
+from nystromer.recipes.files.errors import reason
 from nystromer.recipes.lra.store import Prepared, Split, from_hub, hold_out
-from nystromer.recipes.shared.errors import reason
 
 HUB = "uoft-cs/cifar10"
 ARCHIVE = "cifar-10-python.tar.gz"

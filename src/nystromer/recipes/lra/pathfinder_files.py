@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from nystromer.recipes.files.errors import reason
 from nystromer.recipes.lra.pathfinder import SIZE
 from nystromer.recipes.lra.store import Prepared, Split, read_lines
-from nystromer.recipes.shared.errors import reason
 
 FOLDER = "curv_contour_length_14"
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}  # in the order of the metadata

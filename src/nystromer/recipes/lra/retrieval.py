@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from nystromer.recipes.inputs.rows import label, read_rows, text
 from nystromer.recipes.lra.store import Prepared, Split, fit, need_files, read_lines
 from nystromer.recipes.lra.text import judgement
-from nystromer.recipes.shared.rows import label, read_rows, text
 
 LIMIT = 4000
 FILES = {

@@ -20,9 +20,9 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from tqdm import tqdm
 
-from nystromer.recipes.shared.caches import kept
-from nystromer.recipes.shared.errors import reason
-from nystromer.recipes.shared.fingerprints import of_file, of_pieces, of_rows
+from nystromer.recipes.files.caches import kept
+from nystromer.recipes.files.errors import reason
+from nystromer.recipes.files.fingerprints import of_file, of_pieces, of_rows
 
 FORMAT = 2  # counts up when the same source makes other rows
 ABOUT = "about.json"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from nystromer.recipes.files.errors import reason
+from nystromer.recipes.inputs.rows import label, read_rows, text
 from nystromer.recipes.lra.store import Prepared, Split, fit, from_hub, hold_out
-from nystromer.recipes.shared.errors import reason
-from nystromer.recipes.shared.rows import label, read_rows, text
 
 HUB = "stanfordnlp/imdb"
 LIMIT = 4096

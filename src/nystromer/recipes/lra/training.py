@@ -17,14 +17,14 @@ from transformers import EvalPrediction, set_seed
 from transformers.trainer_utils import PredictionOutput
 
 from nystromer.checks import check_positive
+from nystromer.recipes.inputs.options import check_rate
 from nystromer.recipes.lra import attentions
 from nystromer.recipes.lra.data import load
 from nystromer.recipes.lra.model import Classifier, collate
 from nystromer.recipes.lra.tasks import TASKS, Task
-from nystromer.recipes.shared.measure import StopWatch, step_peak_bytes
-from nystromer.recipes.shared.options import check_rate
-from nystromer.recipes.shared.run import Run, device_name, open_run
-from nystromer.recipes.shared.trainer import RunTrainer, training_arguments
+from nystromer.recipes.runs.measure import StopWatch, step_peak_bytes
+from nystromer.recipes.runs.run import Run, device_name, open_run
+from nystromer.recipes.runs.trainer import RunTrainer, training_arguments
 
 LOOKS = 20  # at the validation rows in a training; the best of them is kept
 TRIAL = 100  # steps below which rows that are not trained on are not made either

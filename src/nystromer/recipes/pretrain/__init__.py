@@ -14,6 +14,9 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from nystromer.hf import NystromformerForPreTraining, resize_positions
+from nystromer.recipes.files.fingerprints import of_model
+from nystromer.recipes.inputs.models import check_vocabulary, load_config, load_model
+from nystromer.recipes.inputs.presets import preset
 from nystromer.recipes.pretrain.pairs import Draw, Pad
 from nystromer.recipes.pretrain.prepare import (
     COUNTS,
@@ -27,11 +30,8 @@ from nystromer.recipes.pretrain.prepare import (
 )
 from nystromer.recipes.pretrain.settings import Settings, arguments_of
 from nystromer.recipes.pretrain.trainer import Examples, Pretraining, scores
-from nystromer.recipes.shared.curves import without_times
-from nystromer.recipes.shared.fingerprints import of_model
-from nystromer.recipes.shared.models import check_vocabulary, load_config, load_model
-from nystromer.recipes.shared.presets import preset
-from nystromer.recipes.shared.run import Run, open_run
+from nystromer.recipes.runs.curves import without_times
+from nystromer.recipes.runs.run import Run, open_run
 
 
 def pretrain(settings: Settings, output: Path, *, resume: bool = False) -> dict[str, Any]:

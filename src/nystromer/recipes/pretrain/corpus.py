@@ -11,11 +11,11 @@ from typing import Any
 
 from datasets import DownloadConfig, IterableDataset, load_dataset
 
-from nystromer.recipes.shared.errors import reason
-from nystromer.recipes.shared.fingerprints import of_file, of_rows
-from nystromer.recipes.shared.formats import reader, text_rows
-from nystromer.recipes.shared.lines import BadLines
-from nystromer.recipes.shared.rows import checked, read_rows, text
+from nystromer.recipes.files.errors import reason
+from nystromer.recipes.files.fingerprints import of_file, of_rows
+from nystromer.recipes.inputs.formats import reader, text_rows
+from nystromer.recipes.inputs.lines import BadLines
+from nystromer.recipes.inputs.rows import checked, read_rows, text
 
 LETTERS = 50_000  # of a document in a text file without empty lines
 

@@ -17,14 +17,14 @@ from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from nystromer.recipes.files.caches import kept
+from nystromer.recipes.files.fingerprints import of_rows
+from nystromer.recipes.inputs.lines import BadLines
+from nystromer.recipes.inputs.rows import text
+from nystromer.recipes.inputs.tokenizers import load_tokenizer
 from nystromer.recipes.pretrain.corpus import Corpus, held_out
 from nystromer.recipes.pretrain.pairs import Draw, Row, rows_of
 from nystromer.recipes.pretrain.vocabulary import train_tokenizer
-from nystromer.recipes.shared.caches import kept
-from nystromer.recipes.shared.fingerprints import of_rows
-from nystromer.recipes.shared.lines import BadLines
-from nystromer.recipes.shared.rows import text
-from nystromer.recipes.shared.tokenizers import load_tokenizer
 
 DOCUMENTS = 200  # tokenised at a time
 TRAINED_ON = 1_000_000  # documents, for a tokenizer

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from nystromer.recipes.inputs.options import check_counts, check_rate
+from nystromer.recipes.inputs.presets import check_attention, check_preset
 from nystromer.recipes.pretrain.corpus import Corpus
-from nystromer.recipes.shared.options import check_counts, check_rate
-from nystromer.recipes.shared.presets import check_attention, check_preset
-from nystromer.recipes.shared.trainer import training_arguments
+from nystromer.recipes.runs.trainer import training_arguments
 
 STEPS = {"tiny": 2_000, "bert-small": 100_000, "bert-base": 500_000}  # the last two: the paper's
 SHORTEST = 16  # tokens that hold two segments

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from nystromer.recipes.pretrain.pairs import Draw, Example
-from nystromer.recipes.shared.order import EpochDataset
-from nystromer.recipes.shared.trainer import RunTrainer
+from nystromer.recipes.runs.order import EpochDataset
+from nystromer.recipes.runs.trainer import RunTrainer
 
 
 class Examples(EpochDataset):

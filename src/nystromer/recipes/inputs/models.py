@@ -10,8 +10,8 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nystromer.hf import Plan  # with it the Auto classes take its models
-from nystromer.recipes.shared.errors import reason
-from nystromer.recipes.shared.plans import check_plan
+from nystromer.recipes.files.errors import reason
+from nystromer.recipes.inputs.plans import check_plan
 
 
 def load_config(name: str, **fields: Any) -> Any:

@@ -1,7 +1,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from nystromer.recipes.shared.tokenizers import load_tokenizer
+from nystromer.recipes.inputs.tokenizers import load_tokenizer
 
 TEXT = "Äh, [SEP]\r\n\t tab \U0001f600"
 

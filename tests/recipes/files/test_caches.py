@@ -1,6 +1,6 @@
 import pytest
 
-from nystromer.recipes.shared.caches import kept
+from nystromer.recipes.files.caches import kept
 
 
 def make_two(folder):

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nystromer.recipes.shared.errors import said_when_unwritable
-from nystromer.recipes.shared.manifest import problem, write_manifest
+from nystromer.recipes.files.errors import said_when_unwritable
+from nystromer.recipes.files.manifest import problem, write_manifest
 
 PARTIAL_NAME = re.compile(r"\.[0-9a-f]{16}\.partial")
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
-from nystromer.recipes.shared.checkpoints import PARTIAL
-from nystromer.recipes.shared.claim import LOCK, claimed
-from nystromer.recipes.shared.order import EpochSampler
-from nystromer.recipes.shared.outputs import beside
-from nystromer.recipes.shared.run import Run, open_run
+from nystromer.recipes.files.outputs import beside
+from nystromer.recipes.runs.checkpoints import PARTIAL
+from nystromer.recipes.runs.claim import LOCK, claimed
+from nystromer.recipes.runs.order import EpochSampler
+from nystromer.recipes.runs.run import Run, open_run
 from small_run import INPUTS, SETTINGS, small_run, small_trainer
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nystromer.recipes.shared.trainer import batch_sizes, updates
+from nystromer.recipes.runs.trainer import batch_sizes, updates
 from small_run import small_trainer
 
 

@@ -15,11 +15,11 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
-from nystromer.recipes.shared.checkpoints import PARTIAL, complete, damage
-from nystromer.recipes.shared.curves import write_curves
-from nystromer.recipes.shared.errors import TORCH_WRITING, said_when_unwritable
-from nystromer.recipes.shared.models import not_finite
-from nystromer.recipes.shared.order import DrawAnew, EpochDataset, EpochSampler
+from nystromer.recipes.files.errors import TORCH_WRITING, said_when_unwritable
+from nystromer.recipes.inputs.models import not_finite
+from nystromer.recipes.runs.checkpoints import PARTIAL, complete, damage
+from nystromer.recipes.runs.curves import write_curves
+from nystromer.recipes.runs.order import DrawAnew, EpochDataset, EpochSampler
 
 
 def training_arguments(folder: Path, **options: Any) -> TrainingArguments:

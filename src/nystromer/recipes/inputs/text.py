@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nystromer.recipes.shared import rows
+from nystromer.recipes.inputs import rows
 
 CHARACTERS = 8  # of a token, more than they have: text beyond that is not read
 

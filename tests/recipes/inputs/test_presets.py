@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from nystromer.hf import NystromformerForSequenceClassification
-from nystromer.recipes.shared.presets import PRESETS, preset
-from nystromer.recipes.shared.tokenizers import load_tokenizer
+from nystromer.recipes.inputs.presets import PRESETS, preset
+from nystromer.recipes.inputs.tokenizers import load_tokenizer
 
 
 @pytest.mark.parametrize(

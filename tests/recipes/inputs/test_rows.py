@@ -9,8 +9,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from nystromer.recipes.shared.lines import BadLines
-from nystromer.recipes.shared.rows import label, read_rows, text
+from nystromer.recipes.inputs.lines import BadLines
+from nystromer.recipes.inputs.rows import label, read_rows, text
 
 ROWS = [{"text": "one, two", "label": 1}, {"text": "drei\nvier ü", "label": 0}]
 JSON = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -194,7 +194,7 @@ def test_a_column_that_stands_twice_is_refused(tmp_path, name):
 
 
 def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("nystromer.recipes.shared.lines.LONGEST", 1000)
+    monkeypatch.setattr("nystromer.recipes.inputs.lines.LONGEST", 1000)
     with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
         file.write("[" * 5000)
     with pytest.raises(ValueError, match=r"a.jsonl.gz, line 1: must have less than 1,000 letters"):

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nystromer.recipes.shared.errors import reason
-from nystromer.recipes.shared.formats import Row, reader
-from nystromer.recipes.shared.lines import BadLines, is_unicode
+from nystromer.recipes.files.errors import reason
+from nystromer.recipes.inputs.formats import Row, reader
+from nystromer.recipes.inputs.lines import BadLines, is_unicode
 
 Check = Callable[[Any], str]
 

@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nystromer.recipes.shared.errors import reason
-from nystromer.recipes.shared.lines import OPENERS, BadLines, is_unicode, lines, opened, pyarrow
+from nystromer.recipes.files.errors import reason
+from nystromer.recipes.inputs.lines import OPENERS, BadLines, is_unicode, lines, opened, pyarrow
 
 Row = dict[str, Any]
 Reader = Callable[[Path, BadLines], Iterator[tuple[int, Row]]]

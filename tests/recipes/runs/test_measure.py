@@ -1,6 +1,6 @@
 from torch import nn, ones
 
-from nystromer.recipes.shared.measure import step_peak_bytes
+from nystromer.recipes.runs.measure import step_peak_bytes
 
 
 class Model(nn.Module):

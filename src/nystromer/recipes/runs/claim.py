@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nystromer.recipes.shared.errors import said_when_unwritable
-from nystromer.recipes.shared.outputs import folders, is_partial
+from nystromer.recipes.files.errors import said_when_unwritable
+from nystromer.recipes.files.outputs import folders, is_partial
 
 LOCK = "run.lock"  # one that a killed process left holds nothing
 

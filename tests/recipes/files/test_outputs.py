@@ -4,8 +4,8 @@ import stat
 
 import pytest
 
-from nystromer.recipes.shared import outputs
-from nystromer.recipes.shared.outputs import new_file, new_folder
+from nystromer.recipes.files import outputs
+from nystromer.recipes.files.outputs import new_file, new_folder
 
 OPEN = {"file": lambda path: new_file(path, ".txt"), "folder": new_folder}
 

@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 
-from nystromer.recipes.shared.checkpoints import PARTIAL, RECORD, checkpoints, discard, last_whole
-from nystromer.recipes.shared.claim import claimed, is_first, is_something
-from nystromer.recipes.shared.curves import CURVES, LOG, write_curves
-from nystromer.recipes.shared.errors import said_when_unwritable
-from nystromer.recipes.shared.outputs import new_file
-from nystromer.recipes.shared.trainer import RunTrainer
+from nystromer.recipes.files.errors import said_when_unwritable
+from nystromer.recipes.files.outputs import new_file
+from nystromer.recipes.runs.checkpoints import PARTIAL, RECORD, checkpoints, discard, last_whole
+from nystromer.recipes.runs.claim import claimed, is_first, is_something
+from nystromer.recipes.runs.curves import CURVES, LOG, write_curves
+from nystromer.recipes.runs.trainer import RunTrainer
 
 METRICS = "metrics.json"
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nystromer.recipes.shared.fingerprints import of_file
+from nystromer.recipes.files.fingerprints import of_file
 
 MANIFEST = "manifest.json"
 

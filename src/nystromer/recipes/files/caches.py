@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from nystromer.recipes.shared.errors import said_when_unwritable
-from nystromer.recipes.shared.manifest import problem, write_manifest
-from nystromer.recipes.shared.outputs import beside
+from nystromer.recipes.files.errors import said_when_unwritable
+from nystromer.recipes.files.manifest import problem, write_manifest
+from nystromer.recipes.files.outputs import beside
 
 
 def kept(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from nystromer.hf.conversion.plan import LayerChoice, Plan
-from nystromer.recipes.shared.errors import reason
+from nystromer.recipes.files.errors import reason
 
 WIDEST = 4095  # taps of a convolution, each a parameter of every head
 

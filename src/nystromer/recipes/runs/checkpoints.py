@@ -6,9 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from nystromer.recipes.shared.fingerprints import of_file
-from nystromer.recipes.shared.manifest import problem, write_manifest
-from nystromer.recipes.shared.outputs import synchronize
+from nystromer.recipes.files.fingerprints import of_file
+from nystromer.recipes.files.manifest import problem, write_manifest
+from nystromer.recipes.files.outputs import synchronize
 
 PARTIAL = "checkpoint.partial"  # a name that transformers does not take for a checkpoint
 RECORD = "run.json"

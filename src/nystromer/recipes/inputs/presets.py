@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nystromer.checks import check_positive
 from nystromer.hf import NystromformerConfig
-from nystromer.recipes.shared.options import check_memory, check_one_of
+from nystromer.recipes.inputs.options import check_memory, check_one_of
 
 
 def tiny(**fields: Any) -> NystromformerConfig:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import EsmTokenizer
 
-from nystromer.recipes.shared.text import passages, read_text, standard_text
+from nystromer.recipes.inputs.text import passages, read_text, standard_text
 
 LINES = ["one two", "three ü"]
 

@@ -1,0 +1,1 @@
+"""A run: one training in one folder, with its checkpoints, its order of rows and its curves."""

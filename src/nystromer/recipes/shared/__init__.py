@@ -1,1 +1,0 @@
-"""What every recipe uses: runs and checkpoints, rows of files, tokenizers, curves, model sizes."""
