@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +24,7 @@ OTHERS = {  # what it computes, the package it comes from
     "performer": (ESTIMATE, "performer-pytorch"),
     "linear-attention": (OTHER, "linear-attention-transformer"),
     "linformer": (OTHER, "linformer"),
+    "flare": (OTHER, "torch"),
 }
 
 
@@ -30,8 +32,8 @@ OTHERS = {  # what it computes, the package it comes from
 class Case:
     """One of the others at one size.
 
-    `num_landmarks` is also the number of random features of performer, and the number of learned
-    mixtures of keys of linformer.
+    `num_landmarks` is also the number of random features of performer, of learnt mixtures of keys
+    of linformer, and of learnt queries of flare.
     """
 
     against: str
@@ -88,6 +90,13 @@ class Unprojected(nn.Module):
         return output[0] if isinstance(output, tuple) else output
 
 
+def flare(q: Tensor, k: Tensor, v: Tensor, latents: Tensor) -> Tensor:
+    """Returns softmax(K Lᵀ) softmax(L Kᵀ) V for learnt L [H, M, D] (arXiv:2508.12594)."""
+    latents = latents.expand(len(k), -1, -1, -1)
+    read = F.scaled_dot_product_attention(latents, k, v, scale=1.0)
+    return F.scaled_dot_product_attention(k, latents, read, scale=1.0)
+
+
 def ours(case: Case, taps: Tensor, backend: str = "auto") -> nn.Module:
     """Returns ours as the other of the case computes it, if it does; else without convolution."""
     init = "matrix" if case.against == "plain PyTorch" else "sequence"
@@ -142,4 +151,6 @@ def other(case: Case, taps: Tensor) -> nn.Module:
 
             layer = LinformerSelfAttention(width, n, k=m, heads=HEADS)
             return Unprojected(layer, "to_q", "to_k", "to_v")
+        case "flare":
+            return Between(flare, nn.Parameter(0.1 * torch.randn(HEADS, m, DIM)))
     raise ValueError(f"`against` must be one of {', '.join(OTHERS)}, got {case.against!r}.")

@@ -91,13 +91,17 @@ def inputs(case: Case) -> list[Tensor]:
 
 
 def results(attend: Attend, tokens: list[Tensor], grad: Tensor | None) -> tuple[Tensor, ...]:
-    """Returns the output, and with `grad` the gradients of tokens and parameters, tokens first."""
+    """Returns the output, and with `grad` the gradients of tokens and parameters, tokens first.
+
+    What took no part in the output has a gradient of zero.
+    """
     if grad is None:
         with torch.no_grad():
             return (attend(*tokens),)
     output = attend(*tokens)
     parameters = list(attend.parameters()) if isinstance(attend, nn.Module) else []
-    return output.detach(), *torch.autograd.grad(output, [*tokens, *parameters], grad)
+    inputs = [*tokens, *parameters]
+    return output.detach(), *torch.autograd.grad(output, inputs, grad, materialize_grads=True)
 
 
 def disagreement(

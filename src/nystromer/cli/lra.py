@@ -22,7 +22,7 @@ def lra(
     attention: Annotated[
         str,
         typer.Option(
-            help="The attention: nystrom, exact, linformer, performer, linear, reformer, "
+            help="The attention: nystrom, exact, linformer, performer, linear, reformer, flare, "
             "convolution or none."
         ),
     ] = "nystrom",
@@ -41,7 +41,9 @@ def lra(
     learning_rate: Annotated[
         float | None, typer.Option(help="The learning rate; the published 1e-4 if none.")
     ] = None,
-    num_landmarks: Annotated[int, typer.Option(help="The landmarks M of Nyström attention.")] = 64,
+    num_landmarks: Annotated[
+        int, typer.Option(help="The landmarks M of Nyström attention, the latents of FLARE.")
+    ] = 64,
     rows: Rows = None,
     eval_rows: EvalRows = None,
     looks: Annotated[int, typer.Option(help="How often the validation rows are looked at.")] = 20,

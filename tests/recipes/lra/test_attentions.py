@@ -50,6 +50,16 @@ def test_reformer_does_not_attend_to_padding(documents):
     assert outputs[0].isfinite().all()
 
 
+def test_flare_is_what_its_paper_says(documents):
+    x, mask = documents
+    attention = make_attention("flare", TASK, 16)
+    k, v = (p(x).unflatten(2, (2, 32)).transpose(1, 2) for p in attention.projections)
+    logits = attention.latents @ k.mT
+    reads = logits.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1) @ v
+    wanted = attention.out_proj((logits.mT.softmax(-1) @ reads).transpose(1, 2).flatten(2))
+    assert torch.allclose(attention(x, mask), wanted, atol=1e-5)
+
+
 def test_exact_is_softmax_attention(documents):
     x, mask = documents
     attention = make_attention("exact", TASK)
@@ -88,7 +98,7 @@ def test_source_names_package_and_version():
 
 
 def test_an_unknown_attention_lists_the_known():
-    known = "nystrom, exact, linformer, performer, linear, reformer, convolution, none"
+    known = "nystrom, exact, linformer, performer, linear, reformer, flare, convolution, none"
     with pytest.raises(ValueError, match=f"`--attention` must be one of {known}, got 'flash'"):
         make_attention("flash", TASK)
 

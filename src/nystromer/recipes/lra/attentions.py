@@ -139,6 +139,31 @@ class Reformer(nn.Module):
         return self.layer(x, input_mask=mask)[:, :n]
 
 
+class Flare(nn.Module):
+    """Computes FLARE: M learnt queries L of each head read all tokens, and all tokens read them.
+
+    softmax(K Lᵀ) softmax(L Kᵀ) V, without a scale (arXiv:2508.12594). The projections of K and V
+    are linear as those of the others; the paper's own are deeper.
+    """
+
+    def __init__(self, num_latents: int) -> None:
+        super().__init__()
+        inner_dim = NUM_HEADS * HEAD_DIM
+        self.latents = nn.Parameter(0.1 * torch.randn(NUM_HEADS, num_latents, HEAD_DIM))
+        self.projections = nn.ModuleList(nn.Linear(EMBED_DIM, inner_dim) for _ in range(2))
+        self.out_proj = nn.Linear(inner_dim, EMBED_DIM)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        k, v = (
+            projection(x).unflatten(2, (NUM_HEADS, HEAD_DIM)).transpose(1, 2)
+            for projection in self.projections
+        )
+        latents = self.latents.to(k.dtype).expand(len(x), -1, -1, -1)
+        read = F.scaled_dot_product_attention(latents, k, v, mask[:, None, None], scale=1.0)
+        output = F.scaled_dot_product_attention(k, latents, read, scale=1.0)
+        return self.out_proj(output.transpose(1, 2).flatten(2))
+
+
 class Convolution(nn.Module):
     """Computes no attention, but the convolution that stands beside the Nyström one."""
 
@@ -171,6 +196,7 @@ ATTENTIONS: dict[str, Callable[[Task, int], nn.Module]] = {
     "performer": lambda task, m: Projected(Performer()),
     "linear": lambda task, m: Projected(Linear()),
     "reformer": lambda task, m: Reformer(),
+    "flare": lambda task, m: Flare(m),
     "convolution": lambda task, m: Convolution(),
     "none": lambda task, m: Nothing(),
 }
@@ -187,7 +213,7 @@ def make_attention(name: str, task: Task, num_landmarks: int = 64) -> nn.Module:
 
     Args:
         name: One of ATTENTIONS.
-        num_landmarks: M, of Nyström attention; the others have no such number.
+        num_landmarks: M, of Nyström attention, and of FLARE's latent queries.
 
     Raises:
         ValueError: If the name is not known.

@@ -46,7 +46,7 @@ class Classifier(nn.Module):
     Args:
         task: Vocabulary, length, classes and number of documents.
         attention: A name of `attentions.ATTENTIONS`.
-        num_landmarks: M, of Nyström attention.
+        num_landmarks: M, of Nyström attention, and FLARE's latents.
     """
 
     def __init__(self, task: Task, attention: str, num_landmarks: int = 64) -> None:

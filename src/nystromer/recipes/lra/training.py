@@ -64,7 +64,7 @@ def run_task(
         steps: Instead of the fraction.
         batch_size, learning_rate: The table's if None.
         accumulate: Parts of a batch that are computed one after the other.
-        num_landmarks: M, of Nyström attention.
+        num_landmarks: M, of Nyström attention, and FLARE's latents.
         looks: At the validation rows.
         seed: Of weights and order; the data do not depend on it.
 
