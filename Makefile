@@ -11,9 +11,10 @@ demo: $(STAMP)
 	@echo "== demo: scaling, twins, attention rows -> demo/report.html (a few minutes)"
 	$(BIN)/nystromer demo --output demo
 
+# A worker a core, up to eight: a worker takes about a gigabyte.
 test: check
 	@echo "== tests"
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 check: $(STAMP)
 	@echo "== format, lint, types, import contracts"

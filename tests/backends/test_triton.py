@@ -15,11 +15,11 @@ from nystromer.functional import choose_backend
 
 pytest.importorskip("triton")
 
-from nystromer.backends.triton.adjoint import pinv_backward
 from nystromer.backends.triton.inverse import invert, invert_backward
 from nystromer.backends.triton.operation import triton_forward
 from nystromer.backends.triton.tiles import precision
 from nystromer.pinv import Pinv
+from nystromer.pinv_gradient import pinv_backward
 
 
 def results(tensors, options, backend):

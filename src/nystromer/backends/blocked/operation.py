@@ -19,17 +19,11 @@ from nystromer.backends.blocked.convolution import (
     taps_gradient,
     toeplitz,
 )
-from nystromer.backends.blocked.inverse import (
-    apply_inverse,
-    apply_inverse_backward,
-    start_norm,
-    start_norm_backward,
-)
 from nystromer.backends.blocked.pairs import Pair, make_pairs, nystrom_index
-from nystromer.backends.blocked.products import present
 from nystromer.backends.blocked.sequences import Sequence, Workspace
 from nystromer.checks import is_packed
-from nystromer.pinv import NORM_DIMS, Pinv, ridge_pinv, ridge_pinv_backward
+from nystromer.pinv import Pinv
+from nystromer.pinv_gradient import pinv_backward
 from nystromer.precision import accumulation_dtype
 from nystromer.registration import (
     empty_as,
@@ -40,10 +34,7 @@ from nystromer.registration import (
 )
 
 ROWS_A_THREAD = 2048  # tokens of a block, of all its heads: half a megabyte a table stays in cache
-ROWS_OF_BFLOAT16 = 4096
 ROWS_ELSEWHERE = 1 << 18
-PRODUCTS_A_THREAD = 1 << 22  # of one head and one product: from these on all threads are busy
-PRODUCTS_OF_BFLOAT16 = 1 << 24
 
 
 class Small(NamedTuple):
@@ -90,7 +81,7 @@ def blocked_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns the output and the fields of `Small`."""
     pairs = make_pairs(query, key, mask, query_mask, num_landmarks)
-    work = _workspace(query, pairs, is_packed(query_mask), num_landmarks)
+    work = _workspace(query, pairs)
     output, small = _results(query, value, query_mask, num_landmarks)
     tokens = _sequences(pairs, (query, key, value, output), is_packed(mask))
     for b, (pair, (q, k, _, _)) in enumerate(zip(pairs, tokens, strict=True)):
@@ -193,11 +184,7 @@ def _solve(small: Small, chosen: list[int] | slice | None, scale: float, pinv: P
         return
     gathered = small.gathered[chosen]
     kernel_2 = torch.softmax(scale * small.q_tilde[chosen] @ small.k_tilde[chosen].mT, -1)
-    if pinv.ridge is not None:
-        small.context[chosen] = ridge_pinv(kernel_2, pinv.ridge) @ gathered
-    else:
-        norm = start_norm(kernel_2, NORM_DIMS[pinv.init])
-        small.context[chosen] = apply_inverse(kernel_2, norm, gathered, pinv.iterations)
+    small.context[chosen] = pinv.of(kernel_2) @ gathered
 
 
 @shapes_of("blocked_forward")
@@ -233,7 +220,7 @@ def blocked_backward(
     grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde = grads
     grad_small = Small(grad_q_tilde, grad_k_tilde, *map(torch.zeros_like, small[2:]))
     pairs = make_pairs(query, key, mask, query_mask, q_tilde.shape[2])
-    work = _workspace(query, pairs, is_packed(query_mask), q_tilde.shape[2])
+    work = _workspace(query, pairs)
     taps = table = None
     if conv_weight is not None:
         taps = toeplitz(conv_weight.flip(1).to(work.factor_dtype))
@@ -330,16 +317,8 @@ def _solve_backward(
     q, k, gathered = (x[chosen] for x in small[:3])
     grad_context = grad.context[chosen]
     kernel_2 = torch.softmax(scale * q @ k.mT, -1)
-    if pinv.ridge is not None:
-        grad.gathered[chosen] = ridge_pinv(kernel_2, pinv.ridge).mT @ grad_context
-        grad_kernel = ridge_pinv_backward(kernel_2, grad_context @ gathered.mT, pinv.ridge)
-    else:
-        dims = NORM_DIMS[pinv.init]
-        norm = start_norm(kernel_2, dims)
-        grad_kernel, grad_norm, grad.gathered[chosen] = apply_inverse_backward(
-            kernel_2, norm, gathered, pinv.iterations, grad_context
-        )
-        grad_kernel += start_norm_backward(kernel_2, grad_norm, dims)
+    grad.gathered[chosen] = pinv.of(kernel_2).mT @ grad_context
+    grad_kernel = pinv_backward(pinv, kernel_2, grad_context @ gathered.mT)
     grad_logits = kernel_2 * (grad_kernel - (grad_kernel * kernel_2).sum(-1, keepdim=True))
     grad.q_tilde[chosen] = scale * grad_logits @ k
     grad.k_tilde[chosen] += scale * grad_logits.mT @ q
@@ -348,22 +327,12 @@ def _solve_backward(
 make_differentiable("blocked")
 
 
-def _workspace(query: Tensor, pairs: list[Pair], packed: bool, num_landmarks: int) -> Workspace:
-    """Makes scratch memory for one head at a time if oneDNN multiplies, else for a full block."""
-    _, all_heads, tokens, dim = query.shape
-    if packed:
-        tokens = max((pair.queries.length for pair in pairs), default=0)
-    threads = torch.get_num_threads()
-    rows, least = ROWS_A_THREAD * threads, PRODUCTS_A_THREAD * threads
-    if query.dtype == torch.bfloat16:
-        rows, least = ROWS_OF_BFLOAT16 * threads, PRODUCTS_OF_BFLOAT16 * threads
-    if query.device.type != "cpu":
-        rows = ROWS_ELSEWHERE
-    heads = max(1, min(rows // max(1, tokens), all_heads))
-    if tokens * num_landmarks * dim >= least and present(query):
-        heads = 1
-    block = max(64, rows // heads // 64 * 64)
-    return Workspace(query, accumulation_dtype(query.dtype), heads, block)
+def _workspace(query: Tensor, pairs: list[Pair]) -> Workspace:
+    """Makes scratch memory for a block of tokens; of several heads where sequences are short."""
+    rows = ROWS_A_THREAD * torch.get_num_threads() if query.device.type == "cpu" else ROWS_ELSEWHERE
+    longest = max((pair.queries.length for pair in pairs), default=0)
+    heads = max(1, min(rows // max(1, longest), query.shape[1]))
+    return Workspace(query, accumulation_dtype(query.dtype), heads, max(64, rows // heads))
 
 
 def _results(

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from nystromer.backends.blocked import products
 from nystromer.checks import is_packed, packed_lengths
 from nystromer.landmarks import means_of_run, spread_over_run_
 
 SAMPLE = 256
-KEPT = (32 << 20) - (64 << 10)  # bytes: the largest block that glibc learns from
 
 
 class Workspace:
@@ -27,8 +24,6 @@ class Workspace:
     """
 
     def __init__(self, like: Tensor, dtype: torch.dtype, heads: int = 1, block: int = 64) -> None:
-        if like.device.type == "cpu":
-            _keep_freed_memory()
         self.heads, self.block = heads, block  # at a time: heads, and tokens of each
         self.like, self.dtype = like, dtype
         self.factor_dtype = torch.bfloat16 if like.dtype == torch.bfloat16 else dtype
@@ -44,10 +39,6 @@ class Workspace:
         """Cuts tensors [H, ...] into views of the heads worked on at a time; None stays."""
         views = (repeat(None) if x is None else x.split(self.heads) for x in tensors)
         return zip(*views)  # noqa: B905, for what repeats is endless
-
-    def wants_contiguous(self, tokens: Tensor) -> bool:
-        """Says whether products of [H, N, D] as it lies would copy it to fresh memory first."""
-        return tokens.dtype == torch.bfloat16 or (len(tokens) == 1 and products.present(tokens))
 
     def zeros(self, *shape: int) -> Tensor:
         """Returns zeros in `dtype`, in memory of their own."""
@@ -65,24 +56,17 @@ class Workspace:
 
     def product(self, a: Tensor, b: Tensor, name: str) -> Tensor:
         """Multiplies two batches of factors; the product is a factor too."""
-        if products.takes(a, b):
-            return products.product(a, b)
         shape = (*a.shape[:2], b.shape[2])
         return torch.bmm(a, b, out=self(name, *shape, dtype=self.factor_dtype))
 
     def logits(self, a: Tensor, b: Tensor, name: str, minus: Tensor | None = None) -> Tensor:
         """Computes a @ b [- minus, [H, 1, M]] of two batches of factors, as a table.
 
-        Of bfloat16 it is the float32 product, or the product and what its rounding left, a @ b
-        minus that product, which the machine sums before it rounds.
+        Of bfloat16 it is the product and what its rounding left, a @ b minus that product, which
+        the machine sums before it rounds.
         """
-        if self.factor_dtype == self.dtype or products.takes(a, b):
-            wide = self.table(a, f"{name} a"), self.table(b.mT, f"{name} b").mT
-            if products.takes(*wide):
-                return products.product(*wide, None if minus is None else -minus)
-            table = self.product(*wide, name)
-        else:
-            near = self.product(a, b, name)
+        table = near = self.product(a, b, name)
+        if near.dtype != self.dtype:
             left = self(f"{name} left", *near.shape, dtype=near.dtype)
             torch.baddbmm(near, a, b, beta=-1, out=left)
             table = self(name, *near.shape).copy_(near).add_(left)
@@ -90,9 +74,6 @@ class Workspace:
 
     def grad_logits(self, a: Tensor, b: Tensor, minus: Tensor, weights: Tensor) -> Tensor:
         """Computes a softmax gradient, (a @ b - minus) * weights, as a factor."""
-        if products.takes(a, b):
-            minus, weights = self.factor(minus, "minus"), self.factor(weights, "weights")
-            return products.product(a, b, -minus, weights)
         product = self("grad weights", *weights.shape, dtype=a.dtype)
         torch.baddbmm(minus.to(a.dtype), a, b, beta=-1, out=product)
         table = self.table(product, "grad logits")
@@ -101,31 +82,14 @@ class Workspace:
     def add_product(self, total: Tensor, a: Tensor, b: Tensor, near: Tensor | None = None) -> None:
         """Adds a @ b to a sum in `dtype`; of bfloat16, only what it differs by from `near` is
         rounded."""
-        if near is not None and a.dtype != total.dtype:
+        if a.dtype == total.dtype:
+            total.baddbmm_(a, b)
+        elif near is None:
+            total += torch.bmm(a, b)
+        else:
             near = near.to(a.dtype)
             total += torch.baddbmm(near, a, b, beta=-1)
             total += near
-        elif a.is_contiguous() and products.takes(a, b):
-            total += products.product(a, b)
-        elif products.contracts(a, b):
-            total += products.contraction(a, b)
-        elif a.dtype == total.dtype:
-            total.baddbmm_(a, b)
-        elif len(a) == 1:  # bmm takes twice as long for one bfloat16 matrix on its side
-            total[0] += torch.mm(a[0], b[0])
-        else:
-            total += torch.bmm(a, b)
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Has the process keep up to 64 MB of what it frees, as if it had freed a tensor of 32 MB.
-
-    glibc returns memory to the system above twice the largest block that it has seen freed, and
-    the next call takes it again page by page: at 4,096 tokens a fifth of forward and backward.
-    This block is freed untouched. Other allocators, and MALLOC_TRIM_THRESHOLD_, are not affected.
-    """
-    torch.empty(KEPT, dtype=torch.uint8, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -143,12 +107,9 @@ class Sequence:
     hole: Tensor | None = None
 
     def blocks(self, size: int) -> Iterator[tuple[int, int]]:
-        """First and one past the last position of every block: of `size` positions, then of a
-        number of eighths of it, for products want few shapes, then what is left."""
+        """Gives the first and one past the last position of every block of `size` positions."""
         for i in range(self.start, self.stop, size):
-            stop = min(i + size, self.stop)
-            middle = stop - (stop - i) % max(1, size // 512 * 64)
-            yield from ((a, b) for a, b in ((i, middle), (middle, stop)) if a < b)
+            yield i, min(i + size, self.stop)
 
     def holes(self, i: int, j: int) -> Tensor | None:
         """Returns which of the positions i ... j are padding, bool [j - i], or None."""
@@ -157,7 +118,7 @@ class Sequence:
     def read(self, x: Tensor, i: int, j: int, work: Workspace, name: str) -> Tensor:
         """Returns x[:, i:j] as a factor of products, zero at padding. x: [H, N, D]."""
         part, hole, dtype = x[:, i:j], self.holes(i, j), work.factor_dtype
-        if hole is None and (part.is_contiguous() or not work.wants_contiguous(part)):
+        if hole is None:
             return work.cast(part, dtype, name)
         copy = work(name, *part.shape, dtype=dtype).copy_(part)
         return copy if hole is None else copy.masked_fill_(hole[:, None], 0.0)

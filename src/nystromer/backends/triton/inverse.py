@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nystromer.backends.triton.adjoint import pinv_backward
 from nystromer.backends.triton.tiles import for_any_length, padded, small_precision
 from nystromer.backends.triton.tokens import load_rows, product, store_rows
 from nystromer.pinv import Pinv
+from nystromer.pinv_gradient import pinv_backward
 
 LIMIT = 64  # landmarks
 
@@ -32,7 +32,7 @@ def invert(pinv: Pinv, matrix: Tensor) -> Tensor:
 
 
 def invert_backward(pinv: Pinv, matrix: Tensor, grad: Tensor) -> Tensor:
-    """`adjoint.pinv_backward(pinv, matrix, grad)`, in one kernel a matrix."""
+    """`pinv_gradient.pinv_backward(pinv, matrix, grad)`, in one kernel a matrix."""
     if not _fits(pinv, matrix):
         return pinv_backward(pinv, matrix, grad)
     m = matrix.shape[-1]
@@ -81,7 +81,7 @@ def inverse_bwd_kernel(
     p_a, p_g, p_steps, p_grad, M,
     STEPS: tl.constexpr, MP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint of a step, last to first; see `adjoint.py`."""
+    """The adjoint of a step, last to first; see `pinv_gradient.py`."""
     o_m = tl.arange(0, MP)
     m_m = o_m < M
     i_row = tl.program_id(0).to(tl.int64) * M * M
