@@ -118,6 +118,7 @@ def test_measure_says_when_a_process_hangs_or_fails(monkeypatch):
     assert measure(small("exact"), time_limit=2).note == "stopped after 66 s"
     for code, stderr, note in (
         (1, "Traceback\nRuntimeError: no\n", "failed: RuntimeError: no"),
+        (1, "Traceback\nNotImplementedError: It needs more.\n", "failed: It needs more"),
         (-9, "", "failed: exit status -9"),
     ):
         done = subprocess.CompletedProcess([], code, "", stderr)

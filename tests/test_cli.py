@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from nystromer import bench, cli
+from nystromer.backends.native.library import in_use
 from nystromer.bench import Row, read_csv
 from nystromer.cli import measuring as commands
 from nystromer.hf import NystromformerConfig, NystromformerForMaskedLM
@@ -52,6 +53,7 @@ def test_bench_writes_a_table_rows_and_a_figure(monkeypatch, capsys, tmp_path, m
     assert re.search(r"65,536 +exact +– +– +–", shown)
     assert "exact, N = 65,536: skipped: would take about 4295 s." in shown
     assert "forward and backward, M = 64, 2 heads of 64, float32" in shown
+    assert in_use() in " ".join(shown.split())
     assert str(output / "rows.csv") in shown
     assert (output / "scaling.png").read_bytes().startswith(b"\x89PNG")
     rows = read_csv(output / "rows.csv")

@@ -23,7 +23,7 @@ from scipy import stats
 from benchmarks import common
 from nystromer import bench
 
-METHODS = ("exact", "eager", "blocked")
+METHODS = ("exact", "eager", "blocked", "native")
 LENGTHS = [2**i for i in range(9, 19)]  # 512 ... 262,144
 FIT_FROM = 4096  # tokens; below, fixed costs count
 

@@ -15,14 +15,38 @@ from nystromer import bench, plots
 from nystromer.plots import Panel
 
 
-def cpu_table() -> str:
+def cpu_table(chosen: Callable[[Row], bool] = lambda row: True) -> str:
     """Shows forward and forward + backward of one case side by side."""
     cases: dict[tuple[str, ...], dict[str, str]] = {}
     for row in results("cpu"):
+        if row["direction"] not in DIRECTIONS or not chosen(row):
+            continue
         case = (row["against"], f"{int(row['n']):,}", row["num_landmarks"], row["dtype"])
         cases.setdefault(case, {})[row["direction"]] = time_cell(row)
     lines = [[*case, *(found.get(d, "") for d in DIRECTIONS)] for case, found in cases.items()]
     return markdown(["against", "N", "M", "dtype", *DIRECTIONS], lines)
+
+
+def cpu_short_table() -> str:
+    """Shows float32 at a short and at a long length."""
+    lengths = ("1024", "1025", "10001", "16384")
+    return cpu_table(lambda row: row["dtype"] == "float32" and row["n"] in lengths)
+
+
+def busy_table() -> str:
+    """Shows how much slower ours and exact attention get beside a process that takes all cores."""
+    idle = {(row["against"], row["n"], row["direction"]): row for row in results("cpu")}
+    lines = []
+    for row in results("cpu_busy"):
+        alone = idle[row["against"], row["n"], row["direction"]]
+        cells = []
+        for name in ("ours_ms", "other_ms"):
+            before, beside = float(alone[name]), float(row[name])
+            cells.append(f"{before:,.1f} → {beside:,.1f} ms, **{beside / before:.1f}×**")
+        lines.append([f"{int(row['n']):,}", row["direction"], *cells[:1], row["against"], cells[1]])
+        lines[-1].append(factor(float(row["ratio"])))
+    header = ["N", "", "ours, idle → busy", "against", "idle → busy", "busy: ours is faster by"]
+    return markdown(header, lines)
 
 
 def time_cell(row: Row) -> str:
@@ -103,7 +127,9 @@ def error_cell(row: Row) -> str:
 def everyone_figure() -> Figure:
     """Draws the forward time of float32 with M = 64, ours in blue in both panels."""
     colours = dict(zip(OTHERS, [plots.ORANGE, plots.RED, plots.GREEN, plots.BLACK], strict=False))
-    colours.update(zip(list(OTHERS)[4:], [plots.ORANGE, plots.GREEN, plots.RED], strict=True))
+    colours.update(
+        zip(list(OTHERS)[4:], [plots.ORANGE, plots.GREEN, plots.RED, plots.PURPLE], strict=True)
+    )
     panels = []
     for title, same in (("Nyström attention by others", True), ("Other attentions", False)):
         names = [name for name in OTHERS if (OTHERS[name][0] == SAME) == same]
@@ -198,6 +224,8 @@ def with_exponents(panel: Panel) -> Panel:
 
 TABLES = {
     "cpu": cpu_table,
+    "cpu-short": cpu_short_table,
+    "busy": busy_table,
     "differences": differences_table,
     "everyone": partial(everyone_table, lambda row: factor(float(row["ratio"]))),
     "everyone-memory": partial(everyone_table, memory_ratio),

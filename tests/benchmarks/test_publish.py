@@ -25,7 +25,7 @@ def test_everyone_table_marks_what_has_no_number(monkeypatch):
     ]
     monkeypatch.setattr(tables, "results", lambda name: [{**row, **other} for other in others])
     line = publish.TABLES["everyone"]().splitlines()[-1]
-    cells = "2.0× | – | 0.46× | – | fails | – | disagrees"
+    cells = "2.0× | – | 0.46× | – | fails | – | disagrees | –"
     assert line == f"| 1,024 | 64 | float32 | forward | {cells} |"
     notes = tables.everyone_notes_table().splitlines()[2:]
     assert notes[0] == "| linformer | float32 | forward | 1,024 | other disagrees: 1e-2 off |"

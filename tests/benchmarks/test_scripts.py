@@ -11,8 +11,8 @@ from benchmarks.attention.others import OTHERS
 from nystromer.bench import Row, read_csv
 
 
-def run(script, output):
-    command = [sys.executable, "-m", "benchmarks", script, "--quick", "--output", output]
+def run(script, output, *options):
+    command = [sys.executable, "-m", "benchmarks", script, "--quick", "--output", output, *options]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     with output.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -55,6 +55,14 @@ def test_everyone_keeps_the_rows_of_others(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1].endswith("x (1 / 1 ms)")
 
 
+@pytest.mark.parametrize("options", [["--only", "flare"], ["--only", "blocked", "--busy"]])
+def test_cpu_checks_and_measures(tmp_path, options):
+    (row,) = run("attention.cpu", tmp_path / "cpu.csv", *options)
+    assert row["against"] == options[1]
+    assert float(row["error"]) < 1e-5
+    assert min(float(row[name]) for name in ("other_ms", "ours_ms", "ratio")) > 0
+
+
 def test_table1_runs(tmp_path):
     (row,) = run("attention.table1", tmp_path / "table1.csv")
     assert (row["n"], row["num_landmarks"]) == ("256", "32")
@@ -66,7 +74,7 @@ def test_growth_keeps_what_it_has_measured_when_killed(tmp_path, monkeypatch):
     measured = []
 
     def measure(case, **options):
-        if len(measured) == 33:
+        if len(measured) == 43:
             raise InterruptedError
         measured.append(case)
         return Row(case, 1e-9, len(measured))
@@ -79,7 +87,7 @@ def test_growth_keeps_what_it_has_measured_when_killed(tmp_path, monkeypatch):
     first = list(measured)
     measured.clear()
     growth.main()
-    assert len({*first, *measured}) == len(first) + len(measured) == 60
+    assert len({*first, *measured}) == len(first) + len(measured) == 80
     cases = [row.case for row in read_csv(tmp_path / "growth.csv")]
     assert cases == first + measured
     assert {(case.method, case.backward) for case in cases} == {

@@ -22,6 +22,7 @@ METHODS = {
     "exact": "torch's scaled_dot_product_attention",
     "eager": "Nyström, the equations as written",
     "blocked": "Nyström, no N x M table",
+    "native": "Nyström, one call into C++",
     "module": "NystromAttention, projections and convolution included",
     "nystrom-attention": "the package of that name, projections and convolution included",
 }
@@ -34,8 +35,8 @@ class Case:
     """Names one measurement: a sequence of n tokens through one method.
 
     Args:
-        method: One of `METHODS`. "exact", "eager" and "blocked" are the bare operation on
-            query, key, value; "module" and "nystrom-attention" are whole layers over
+        method: One of `METHODS`. "exact", "eager", "blocked" and "native" are the bare
+            operation on query, key, value; "module" and "nystrom-attention" are whole layers over
             heads * head_dim features, with a convolution of 33 taps: compare them to each other.
         n: N, tokens.
         num_landmarks: M.
@@ -167,7 +168,8 @@ def measure(case: Case, *, repeats: int = 5, time_limit: float = 20.0) -> Row:
         return Row(case, note=f"stopped after {allowed:.0f} s", device=device())
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        return Row(case, note=f"failed: {last[0]}", device=device())
+        reason = last[0].removeprefix("NotImplementedError: ").rstrip(".")
+        return Row(case, note=f"failed: {reason}", device=device())
     return Row(case, **json.loads(done.stdout), device=device())
 
 

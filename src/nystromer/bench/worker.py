@@ -60,7 +60,7 @@ def method(case: Case) -> Attend:
     torch.manual_seed(0)
     if case.method == "exact":
         return F.scaled_dot_product_attention
-    if case.method in ("eager", "blocked"):
+    if case.method in ("eager", "blocked", "native"):
         return partial(nystrom_attention, num_landmarks=case.num_landmarks, backend=case.method)
     dim, m = case.heads * case.head_dim, case.num_landmarks
     layer: nn.Module

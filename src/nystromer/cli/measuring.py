@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from nystromer.backends.native.library import in_use
 from nystromer.bench import METHODS, Row, sweep, write_csv
 
 
@@ -108,7 +109,7 @@ def _table(rows: Sequence[Row]) -> Table:
     work = "forward and backward" if case.backward else "forward"
     table = Table(
         title=f"{work}, M = {case.num_landmarks}, {case.heads} heads of {case.head_dim}, "
-        f"{case.dtype}\n{row.device}, torch {row.torch_version}",
+        f"{case.dtype}\n{row.device}, torch {row.torch_version}\n{in_use()}",
         caption="memory: on top of the inputs; error: to exact attention",
         box=SIMPLE,
     )

@@ -12,6 +12,7 @@ from nystromer.plots.style import (
     BLUE,
     GREEN,
     ORANGE,
+    PURPLE,
     RED,
     grid,
     label,
@@ -23,6 +24,7 @@ METHODS = {  # its name in a figure, its colour
     "exact": ("exact", BLACK),
     "eager": ("Nyström, as written", ORANGE),
     "blocked": ("Nyström, blocked", BLUE),
+    "native": ("Nyström, native", PURPLE),
     "module": ("our layer", GREEN),
     "nystrom-attention": ("nystrom-attention layer", RED),
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLACK, ORANGE, BLUE, GREEN, RED = "#000000", "#e69f00", "#0072b2", "#009e73", "#d55e00"
-GREY = "#6f6f6f"
+GREY, PURPLE = "#6f6f6f", "#cc79a7"
 
 
 def grid(axes: Axes) -> None:

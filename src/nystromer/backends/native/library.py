@@ -67,6 +67,13 @@ def load(path: Path) -> tuple[ctypes.CDLL | None, str | None]:
 LIBRARY, MISSING = load(Path(__file__).with_name(NAME))
 
 
+def in_use() -> str:
+    """Says which backend CPUs get by `auto`, and why not this one if it is another."""
+    if MISSING is None:
+        return f"auto: native, {processor()}"
+    return f"auto: blocked, since native {MISSING}"
+
+
 def processor() -> str:
     """The instructions that the library uses: "AVX-512", "AVX2", "portable"; "" without one."""
     return LIBRARY.nystromer_processor().decode() if LIBRARY else ""

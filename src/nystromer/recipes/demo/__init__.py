@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
+from nystromer.backends.native import library
 from nystromer.bench import Row, sweep
 from nystromer.recipes.demo.claims import both_times
 from nystromer.recipes.demo.data import stdlib_task
@@ -19,7 +20,7 @@ from nystromer.recipes.demo.settings import Settings
 from nystromer.recipes.demo.twins import train_twin, twin_models
 from nystromer.recipes.files.outputs import new_folder
 
-SCALING_METHODS = ("exact", "blocked")
+SCALING_METHODS = ("exact", "blocked" if library.MISSING else "native")
 
 
 def run_demo(

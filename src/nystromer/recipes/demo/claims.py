@@ -17,9 +17,9 @@ ALIKE = 0.05  # times closer than this are called the same: machines are noisy
 
 def by_length(rows: Sequence[Row]) -> list[tuple[int, Row, Row]]:
     """Returns (N, exact, Nyström), shortest first."""
-    found = {(row.case.method, row.case.n): row for row in rows}
-    lengths = sorted({row.case.n for row in rows})
-    return [(n, found["exact", n], found["blocked", n]) for n in lengths]
+    exact = {row.case.n: row for row in rows if row.case.method == "exact"}
+    nystrom = {row.case.n: row for row in rows if row.case.method != "exact"}
+    return [(n, exact[n], nystrom[n]) for n in sorted(exact)]
 
 
 def both_times(rows: Sequence[Row]) -> list[tuple[int, float, float]]:
