@@ -39,7 +39,7 @@ BACKENDS: dict[str, ModuleType] = {
     "native": native,
     "triton": triton,
 }
-PACKED = (blocked,)  # run packed sequences where they lie; the others get a padded batch
+PACKED = (blocked, native)  # run packed sequences where they lie; the others get a padded batch
 
 
 def nystrom_attention(
@@ -195,8 +195,6 @@ def attend(
         num_landmarks = at_most_tokens(num_landmarks, query.shape[2], key.shape[2])
     with without_autocast(query):
         chosen = choose_backend(backend, query, key, value, num_landmarks)
-        if backend == "auto" and is_packed(mask) and chosen is native:
-            chosen = blocked  # in place, where native would get a padded copy
         forward: Callable[..., Tensor] = chosen.forward
         if is_packed(mask) and chosen not in PACKED:
             forward = partial(padded, forward)

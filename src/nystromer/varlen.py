@@ -31,9 +31,9 @@ def nystrom_attention_varlen(
     The layout is that of flash_attn_varlen_func and torch.nn.attention.varlen: the sequences stand
     one behind the other, sequence s has the tokens cu_seqlens[s] ... cu_seqlens[s + 1] - 1, and
     may be empty. There are no max_seqlen: they are read from cu_seqlens, whose values are copied
-    to the host in every call. "blocked" runs each sequence where it lies; the other backends get a
-    padded batch. torch.compile and torch.export see T and the number of sequences as sizes that may
-    change, and the lengths as data; "eager" then pads every sequence to T tokens.
+    to the host in every call. "native" and "blocked" run each sequence where it lies; the other
+    backends get a padded batch. torch.compile and torch.export see T and the number of sequences as
+    sizes that may change, and the lengths as data; "eager" then pads every sequence to T tokens.
 
     Args:
         query: Q, [Tq, H, D], the tokens of all sequences.

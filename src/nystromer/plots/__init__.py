@@ -8,7 +8,18 @@ except ImportError as _error:
 from nystromer.plots.errors import error_figure, residual_figure, spectrum_figure
 from nystromer.plots.lengths import Panel, lengths_figure, scaling_figure, scaling_panels
 from nystromer.plots.maps import factors_figure, maps_figure
-from nystromer.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, colour_bar, grid, label
+from nystromer.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    colour_bar,
+    grid,
+    label,
+)
 
 __all__ = [
     "BLACK",
