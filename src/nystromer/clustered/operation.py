@@ -39,7 +39,7 @@ def clustered_forward(
     That is the places of queries and of keys in the order of their clusters, and the exact keys.
     """
     budget = Budget(query_clusters, key_clusters, exact_keys)
-    results = _results(query, value, *budget)
+    results = results_of(query, value, *budget)
     work = _workspace(query)
     for b, sequence in enumerate(sequences(mask, query.shape[0], query.shape[2])):
         output, chosen = results[0][b], (results[1][b], results[2][b], results[3][b])
@@ -72,11 +72,6 @@ def _forward(
         for kept, new in zip(chosen, (queries.places, keys.places, tables.exact), strict=True):
             kept[i:j, : new.shape[1]] = new
     return output
-
-
-@shapes_of("clustered_forward")
-def _(query, key, value, mask, *rest):  # type: ignore[no-untyped-def]
-    return _results(query, value, *rest[:3])
 
 
 @operation("clustered_backward")
@@ -150,17 +145,27 @@ def _first(ctx: Any, grad_output: Tensor, *unused: Any) -> tuple[Tensor | None, 
     return *run(grad_output, *ctx.saved_tensors, *ctx.settings), *[None] * 5
 
 
-derivative_of("clustered_forward", _first, _setup_context)
-refuse_second_derivative("clustered_backward", "blocked")
+def backward_of(forward: str) -> None:
+    """Gives the operation of that name its shapes and, for autograd, `clustered_backward`."""
+
+    @shapes_of(forward)
+    def _(query, key, value, mask, *rest):  # type: ignore[no-untyped-def]
+        return results_of(query, value, *rest[:3])
+
+    derivative_of(forward, _first, _setup_context)
 
 
-def _results(
+def results_of(
     query: Tensor, value: Tensor, query_clusters: int, key_clusters: int, exact_keys: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns empty results of the forward: the output, two times places, exact keys."""
     places, n = query.new_zeros(query.shape[:3], dtype=torch.int64), query.shape[2]
     exact = places.new_zeros(*query.shape[:2], min(query_clusters, n), min(exact_keys, n))
     return empty_as(query, value.shape[3]), places, torch.zeros_like(places), exact
+
+
+backward_of("clustered_forward")
+refuse_second_derivative("clustered_backward", "blocked")
 
 
 def _gradients(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,8 +4,6 @@ Tensors here are only allocated: torch's own loops over large ones would hang in
 """
 
 # No `from __future__ import annotations` here: torch reads the signatures of the operations.
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -43,7 +41,7 @@ def native_forward(
     call.landmarks_given = query_landmarks is not None
     _set_pinv(call, scale, pinv_iterations, pinv_init, pinv_ridge)
     taps = _set_taps(call, conv_weight)
-    _run("forward", call)
+    library.run("forward", call)
     del taps  # alive until here
     return results
 
@@ -84,11 +82,11 @@ def native_backward(
     # of bfloat16 taps too, summed in float32
     grad_taps = q_tilde.new_empty((0,) if conv_weight is None else conv_weight.shape)
     call.grad_query, call.grad_key, call.grad_value = map(
-        _tensor, (grad_query, grad_key, grad_value)
+        library.tensor, (grad_query, grad_key, grad_value)
     )
     call.grad_conv_weight = grad_taps.data_ptr()
     call.grad_q_tilde, call.grad_k_tilde = grad_q_tilde.data_ptr(), grad_k_tilde.data_ptr()
-    _run("backward", call)
+    library.run("backward", call)
     del taps  # alive until here
     return grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde
 
@@ -123,8 +121,8 @@ def _call(
     call.landmarks = small[0].shape[2]
     call.threads = torch.get_num_threads()
     call.bfloat16 = query.dtype == torch.bfloat16
-    call.key_mask, call.query_mask = _mask(mask), _mask(query_mask)
-    call.query, call.key, call.value, call.output = map(_tensor, (query, key, value, output))
+    call.key_mask, call.query_mask = map(library.mask, (mask, query_mask))
+    call.query, call.key, call.value, call.output = map(library.tensor, (query, key, value, output))
     call.q_tilde, call.k_tilde, call.gathered, call.context, call.log2_mass = (
         x.data_ptr() for x in small
     )
@@ -145,19 +143,3 @@ def _set_taps(call: library.Call, conv_weight: Tensor | None) -> Tensor | None:
     taps = conv_weight.float().contiguous()
     call.taps, call.conv_weight = taps.shape[1], taps.data_ptr()
     return taps
-
-
-def _tensor(x: Tensor) -> library.Tensor:
-    return library.Tensor(x.data_ptr(), x.stride())
-
-
-def _mask(x: Tensor | None) -> library.Mask:
-    return library.Mask() if x is None else library.Mask(x.data_ptr(), x.stride())
-
-
-def _run(direction: str, call: library.Call) -> None:
-    """Calls the library; ctypes releases the GIL."""
-    if library.LIBRARY is None:  # an exported program, on another machine
-        raise NotImplementedError(f"backend='native' {library.MISSING}; use backend='blocked'.")
-    if getattr(library.LIBRARY, f"nystromer_{direction}")(ctypes.byref(call)):
-        raise MemoryError("backend='native' found no memory for its scratch tables.")
