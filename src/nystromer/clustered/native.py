@@ -52,9 +52,7 @@ def native_clustered_forward(
     call.threads, call.scale = torch.get_num_threads(), scale
     call.bfloat16 = query.dtype == torch.bfloat16
     call.key_mask = library.mask(mask)
-    call.query, call.key, call.value, call.output = map(
-        library.tensor, (query, key, value, output)
-    )
+    call.query, call.key, call.value, call.output = map(library.tensor, (query, key, value, output))
     call.query_places, call.key_places, call.exact = (
         x.data_ptr() for x in (query_places, key_places, exact)
     )

@@ -65,30 +65,18 @@ struct Reader {
     }
 };
 
-// Where a score stands: a row for every query cluster; keys in the order of their clusters, each of
-// which begins a register of its own. What is behind its last key is HIDDEN.
+// A row of scores for every query cluster, of the keys as they stand in their tiles. What is behind a
+// cluster's last key is HIDDEN.
 struct Scores {
-    const Clusters& clusters;
-    int64_t width, columns, stride;  // of a cluster, of all, of two rows
+    int64_t columns, stride;
     float* data;
 
-    Scores(const Clusters& keys, int64_t rows, Arena& arena)
-        : clusters(keys),
-          width(up_to(LANES, keys.size())),
-          columns(keys.count() * width),
+    Scores(const Tiles& keys, int64_t rows, Arena& arena)
+        : columns(keys.column(keys.clusters.count(), 0)),
           stride(columns + LANES),  // not a power of two, which would crowd one place in cache
           data(arena.take<float>(rows * stride)) {}
     float* row(int64_t g) const { return data + g * stride; }
-    Left from(int64_t column) const {
-        return {data + column, stride, 1, PANEL, PANEL * stride};
-    }
-    // Of the key in a column: its place, counted in whole clusters, and its place in the order.
-    int64_t place(int64_t column) const {
-        return column / width * clusters.size() + column % width;
-    }
-    int64_t rank(int64_t column) const {
-        return clusters.cluster(column / width).first + column % width;
-    }
+    Left from(int64_t column) const { return {data + column, stride, 1, PANEL, PANEL * stride}; }
 
     // A tile of scores [keys, query clusters] is turned into `count` columns from `column` on.
     void put(const Table& tile, int64_t column, int64_t count) const {
@@ -179,33 +167,21 @@ void read_clusters(const Job& job, int64_t task, Arena& arena) {
     if (group == 0) return;
     const int64_t slots = clusters.count(), exact = call.exact_keys;
     const Order &query_order = job.query_order[bh], &key_order = job.key_order[bh];
-    const Head key = head_of(job, call.key, dim, call.keys, bh);
-    const Head value = head_of(job, call.value, value_dim, call.keys, bh);
-    const auto key_position = [&](int64_t i) { return sequence.position(key_order.tokens[i]); };
+    const Tiles keys(clusters, dim, key_order.keys), values(clusters, value_dim, key_order.values);
 
     // All scores of q~, and the logits q~ · k~.
     const Table q_tilde = as_transposed_table(arena, query_order.means + first * dim, group, dim,
                                               float(call.scale) * LOG2_E);
-    const Table middle = make_table(arena, slots, group);
-    const Reader reader(job, bh, slots + exact, arena);
     const Table k_tilde = as_table(arena, key_order.means, slots, dim);
+    const Table middle = make_table(arena, slots, group), room = make_table(arena, TILE, group);
     multiply(as_is(k_tilde), q_tilde, middle);
-    const Scores scores(clusters, group, arena);
-    const Table k_room = make_table(arena, TILE, dim), v_room = make_table(arena, TILE, value_dim);
-    const Table tile_room = make_table(arena, TILE, group);
-    const auto for_tiles = [&](int64_t m, auto f) {
-        const Part part = clusters.cluster(m);
-        for (int64_t i = 0; i < scores.width; i += TILE) {
-            f(part.first + i, smaller(TILE, part.count - i), m * scores.width + i);
-        }
-    };
+    const Scores scores(keys, group, arena);
     for (int64_t m = 0; m < slots; ++m) {
-        for_tiles(m, [&](int64_t i, int64_t rows, int64_t column) {
-            const Table k{k_room.data, rows, dim}, tile{tile_room.data, rows, group};
-            for (int64_t r = 0; r < rows; ++r) read_row(key, key_position(i + r), k, r);
+        for (int64_t i = 0; i * TILE < keys.width; ++i) {
+            const Table k = keys.tile(m, i), tile{room.data, k.rows, group};
             multiply(as_is(k), q_tilde, tile);
-            scores.put(tile, column, smaller(TILE, (m + 1) * scores.width - column));
-        });
+            scores.put(tile, keys.column(m, i), smaller(TILE, keys.width - i * TILE));
+        }
     }
 
     // The exact keys; what the others of each cluster weigh; their mean values, the slots'.
@@ -214,9 +190,12 @@ void read_clusters(const Job& job, int64_t task, Arena& arena) {
     for (int64_t g = 0; g < group; ++g) {
         choose_exact(scores.row(g), scores.columns, exact, chosen + g * exact);
         int64_t* places = call.exact + (bh * call.query_clusters + first + g) * exact;
-        for (int64_t t = 0; t < exact; ++t) places[t] = scores.place(chosen[g * exact + t]);
+        for (int64_t t = 0; t < exact; ++t) {
+            const int64_t column = chosen[g * exact + t];
+            places[t] = column / keys.width * clusters.size() + column % keys.width;
+        }
         for (int64_t m = 0; m < slots; ++m) {
-            const auto [mass, top] = weigh(scores.row(g) + m * scores.width, scores.width);
+            const auto [mass, top] = weigh(scores.row(g) + m * keys.width, keys.width);
             const bool some = mass > 0 || mass != mass;
             bias[g * slots + m] = some ? top + std::log2(mass) - *middle.at(m, g) : HIDDEN;
             shares[g * slots + m] = some ? 1 / mass : 0;
@@ -226,14 +205,13 @@ void read_clusters(const Job& job, int64_t task, Arena& arena) {
     for (int64_t m = 0; m < slots; ++m) {
         const Table total = make_table(arena, group, value_dim);
         fill(total, 0);
-        for_tiles(m, [&](int64_t i, int64_t rows, int64_t column) {
-            const Table v{v_room.data, rows, value_dim};
-            for (int64_t r = 0; r < rows; ++r) read_row(value, key_position(i + r), v, r);
-            add_product(scores.from(column), v, total);
-        });
+        for (int64_t i = 0; i < values.count(m); ++i) {
+            add_product(scores.from(values.column(m, i)), values.tile(m, i), total);
+        }
         for (int64_t g = 0; g < group; ++g) copy_row(total, g, far, m * group + g);
     }
 
+    const Reader reader(job, bh, slots + exact, arena);
     for (int64_t m = 0; m < slots; ++m) copy_row(k_tilde, m, reader.keys, m);
     for (int64_t g = 0; g < group; ++g) {
         for (int64_t m = 0; m < slots; ++m) {
@@ -243,9 +221,9 @@ void read_clusters(const Job& job, int64_t task, Arena& arena) {
             }
         }
         for (int64_t t = 0; t < exact; ++t) {
-            const int64_t position = key_position(scores.rank(chosen[g * exact + t]));
-            read_row(key, position, reader.keys, slots + t);
-            read_row(value, position, reader.values, slots + t);
+            const int64_t m = chosen[g * exact + t] / keys.width, i = chosen[g * exact + t] % keys.width;
+            copy_row(keys.tile(m, i / TILE), i % TILE, reader.keys, slots + t);
+            copy_row(values.tile(m, i / TILE), i % TILE, reader.values, slots + t);
         }
         const Part part = queries.cluster(first + g);
         for (int64_t i = 0; i < part.count; i += TILE) {

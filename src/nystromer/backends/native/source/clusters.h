@@ -83,7 +83,12 @@ inline void cut(float* values, int64_t count, int64_t left, int64_t* tokens, Are
 }
 
 inline void copy_row(const Table& from, int64_t row, const Table& to, int64_t to_row) {
-    for (int64_t c = 0; c < to.columns; c += LANES) store(to.at(to_row, c), load(from.at(row, c)));
+    for (int64_t first = 0; first < to.columns; first += PANEL) {
+        const float* source = from.at(row, first);
+        float* target = to.at(to_row, first);
+        const int64_t width = smaller(PANEL, to.columns - first);
+        for (int64_t c = 0; c < width; c += LANES) store(target + c, load(source + c));
+    }
 }
 
 // values[i] = x[row(i)] · direction, finite. Each row leaves a register of sums; they are turned.
@@ -108,45 +113,53 @@ inline void project(const Table& x, Row row, int64_t count, const Table& directi
     }
 }
 
+inline void normalise(const Table& x, float factor) {
+    Vec squares{};
+    for_row(x, 0, [&](int64_t i) { squares += load(x.data + i) * load(x.data + i); });
+    const float norm = std::sqrt(sum(squares));
+    factor /= norm > TINY ? norm : TINY;
+    for_row(x, 0, [&](int64_t i) { store(x.data + i, factor * load(x.data + i)); });
+}
+
 // Nearly the leading right singular vector of x, of length one (or zero), its sum not negative.
 inline void find_leading(const Table& x, const Table& direction, Arena& arena) {
     const Scratch scratch(arena);
     const int64_t dim = x.columns;
     const Table square = make_table(arena, dim, dim), next = make_table(arena, 1, dim);
-    Vec tops = splat(TINY);
-    for_all(x, [&](int64_t i) { tops = larger(larger(load(x.data + i), -load(x.data + i)), tops); });
-    const float top = largest(tops);
-    for_all(x, [&](int64_t i) { store(x.data + i, load(x.data + i) / top); });  // or squares overflow
     multiply_symmetric(transposed(x), x, square);
     int64_t row = 0;
-    for (int64_t i = 1; i < dim; ++i) row = *square.at(i, i) > *square.at(row, row) ? i : row;
-    copy_row(square, row, direction, 0);
-    for (int step = 0; step <= POWER_STEPS; ++step) {
-        Vec squares{}, sums{};
-        if (step > 0) multiply(as_is(direction), square, next);
-        const Table& from = step > 0 ? next : direction;
-        for_row(from, 0, [&](int64_t i) {
-            squares += load(from.data + i) * load(from.data + i);
-            sums += load(from.data + i);
-        });
-        const float norm = std::sqrt(sum(squares)), sign = sum(sums) < 0 ? -1.0f : 1.0f;
-        const float factor = sign / (norm > TINY ? norm : TINY);
-        for_row(from, 0, [&](int64_t i) { store(direction.data + i, factor * load(from.data + i)); });
+    float trace = 0;
+    for (int64_t i = 0; i < dim; ++i) {
+        trace += *square.at(i, i);
+        row = *square.at(i, i) > *square.at(row, row) ? i : row;
     }
+    copy_row(square, row, direction, 0);
+    const float factor = 1 / (trace > TINY ? trace : TINY);  // no step makes it longer
+    for (int step = 0; step < POWER_STEPS; step += 2) {
+        if (step % 4 == 0) normalise(direction, 1);
+        multiply(as_is(direction), square, next, factor);
+        multiply(as_is(next), square, direction, factor);
+    }
+    Vec sums{};
+    for_row(direction, 0, [&](int64_t i) { sums += load(direction.data + i); });
+    normalise(direction, sum(sums) < 0 ? -1.0f : 1.0f);
 }
 
-// The direction of a part, from those of its tokens that are in the sample; cuts those too.
-inline void cut_sample(const Table& x, int64_t* tokens, int64_t count, const Table& direction,
-                       Arena& arena) {
+// The direction of a part, from those of its tokens that are in the sample; cuts those too. share: what
+// makes the largest number one, or squares might overflow.
+inline void cut_sample(const Table& x, float share, int64_t* tokens, int64_t count,
+                       const Table& direction, Arena& arena) {
     const Scratch scratch(arena);
     const Table part = make_table(arena, count, x.columns), mean = make_table(arena, 1, x.columns);
     float* values = arena.take<float>(up_to(LANES, count));
     for (int64_t i = 0; i < count; ++i) copy_row(x, tokens[i], part, i);
     fill(mean, 0);
     add_rows(part, mean);
-    for (int64_t i = 0; i < count; ++i) {
-        for (int64_t c = 0; c < x.columns; c += LANES) {
-            store(part.at(i, c), load(part.at(i, c)) - load(mean.at(0, c)) / float(count));
+    for (int64_t c = 0; c < x.columns; c += LANES) {
+        const Vec centre = load(mean.at(0, c)) * (1 / float(count));
+        float* column = part.at(0, c);
+        for (int64_t i = 0; i < count * PANEL; i += PANEL) {
+            store(column + i, share * (load(column + i) - centre));
         }
     }
     find_leading(part, direction, arena);
@@ -162,6 +175,8 @@ inline void bisect(const Table& x, const Clusters& clusters, int64_t* order, Are
     int64_t* sample = arena.take<int64_t>(sampled);
     const Table direction = make_table(arena, 1, x.columns);
     float* values = arena.take<float>(up_to(LANES, length));
+    Vec tops = splat(TINY);
+    for_all(x, [&](int64_t i) { tops = larger(larger(load(x.data + i), -load(x.data + i)), tops); });
     for (int64_t i = 0; i < length; ++i) order[i] = i;
     for (int64_t i = 0; i < sampled; ++i) sample[i] = i * length / sampled;
     for (int64_t level = 0; level < levels; ++level) {
@@ -169,41 +184,62 @@ inline void bisect(const Table& x, const Clusters& clusters, int64_t* order, Are
             const Part part = clusters.part(level, p);
             int64_t* tokens = order + part.first;
             const int64_t in_sample = sampled >> level;
-            cut_sample(x, sample + p * in_sample, in_sample, direction, arena);
+            cut_sample(x, 1 / largest(tops), sample + p * in_sample, in_sample, direction, arena);
             project(x, [&](int64_t i) { return tokens[i]; }, part.count, direction, values);
             cut(values, part.count, clusters.part(level + 1, 2 * p).count, tokens, arena);
         }
     }
 }
 
-// A task a head of the queries, then one of the keys: their order, their places and their means.
+// Tokens in the order of their clusters, in tables of at most TILE of them, one behind the other. Each
+// cluster has room for `width`, whole registers of tokens.
+struct Tiles {
+    const Clusters& clusters;
+    int64_t dim, width;
+    float* data;
+
+    Tiles(const Clusters& clusters_, int64_t dim_, float* data_)
+        : clusters(clusters_), dim(dim_), width(up_to(LANES, clusters.size())), data(data_) {}
+    int64_t count(int64_t c) const { return (clusters.cluster(c).count + TILE - 1) / TILE; }
+    int64_t column(int64_t c, int64_t i) const { return c * width + i * TILE; }  // of a tile's first
+    Table tile(int64_t c, int64_t i) const {
+        const int64_t rows = smaller(TILE, clusters.cluster(c).count - i * TILE);
+        return {data + column(c, i) * up_to(PANEL, dim), rows, dim};
+    }
+};
+
+// A task a head of the queries, then one of the keys: their order, their places and their means; keys
+// and values are sorted.
 void find_clusters(const Job& job, int64_t task, Arena& arena) {
     const Call& call = job.call;
     const bool of_keys = task % 2 != 0;
-    const int64_t bh = task / 2, wanted = of_keys ? call.key_clusters : call.query_clusters;
-    const Sequence& tokens = job.pairs[bh / call.heads].keys;
-    if (tokens.length == 0 || job.pairs[bh / call.heads].few_keys()) return;
-    const Head head = head_of(job, of_keys ? call.key : call.query, call.dim, call.keys, bh);
-    const Clusters clusters(tokens.length, wanted);
+    const int64_t bh = task / 2, dim = call.dim;
+    const Sequence& sequence = job.pairs[bh / call.heads].keys;
+    if (sequence.length == 0 || job.pairs[bh / call.heads].few_keys()) return;
+    const Clusters clusters(sequence.length, of_keys ? call.key_clusters : call.query_clusters);
     const Order& found = of_keys ? job.key_order[bh] : job.query_order[bh];
-    const Table x = make_table(arena, tokens.length, call.dim);
-    read(head, tokens, 0, x);
+    const Table x = make_table(arena, sequence.length, dim);
+    read(head_of(job, of_keys ? call.key : call.query, dim, call.keys, bh), sequence, 0, x);
     bisect(x, clusters, found.tokens, arena);
+    const Head value = head_of(job, call.value, call.value_dim, call.keys, bh);
     int64_t* places = (of_keys ? call.key_places : call.query_places) + bh * call.keys;
-    const Table total = make_table(arena, 1, call.dim), room = make_table(arena, TILE, call.dim);
+    const Tiles keys(clusters, dim, found.keys), values(clusters, call.value_dim, found.values);
+    const Table total = make_table(arena, 1, dim), room = make_table(arena, TILE, dim);
     for (int64_t c = 0; c < clusters.count(); ++c) {
         const Part part = clusters.cluster(c);
         fill(total, 0);
-        for (int64_t done = 0; done < part.count; done += TILE) {
-            const Table tile{room.data, smaller(TILE, part.count - done), call.dim};
-            for (int64_t r = 0; r < tile.rows; ++r) {
-                const int64_t token = found.tokens[part.first + done + r];
-                places[token] = c * clusters.size() + done + r;
-                copy_row(x, token, tile, r);
+        for (int64_t i = 0; i * TILE < part.count; ++i) {
+            const int64_t* tokens = found.tokens + part.first + i * TILE;
+            const int64_t rows = smaller(TILE, part.count - i * TILE);
+            const Table tile = of_keys ? keys.tile(c, i) : Table{room.data, rows, dim};
+            for (int64_t r = 0; r < rows; ++r) {
+                places[tokens[r]] = c * clusters.size() + i * TILE + r;
+                copy_row(x, tokens[r], tile, r);
+                if (of_keys) read_row(value, sequence.position(tokens[r]), values.tile(c, i), r);
             }
             add_rows(tile, total);
         }
-        write_matrix(total, found.means + c * call.dim, 1 / float(part.count));
+        write_matrix(total, found.means + c * dim, 1 / float(part.count));
     }
 }
 

@@ -47,10 +47,11 @@ struct Partial {
     float* taps;                 // [K]
 };
 
-// The tokens of a head in the order of their clusters, and the mean of each, [G, D].
+// The tokens of a head in the order of their clusters, and the mean of each, [G, D]; keys and values in
+// that order.
 struct Order {
     int64_t* tokens;
-    float* means;
+    float *means, *keys, *values;
 };
 
 struct Job {

@@ -168,10 +168,19 @@ int run(const Call& call, bool backward) {
     return done ? 0 : 1;
 }
 
-Order* make_orders(int64_t heads, int64_t tokens, int64_t clusters, int64_t dim, Arena& arena) {
+constexpr int64_t MOST_LANES = 16;
+
+// Room for the order of every head's tokens; for keys and values too, if they are to be sorted.
+Order* make_orders(const Call& call, int64_t clusters, bool sorted, Arena& arena) {
+    const int64_t heads = call.batch * call.heads;
+    const int64_t rows = sorted ? call.keys + clusters * MOST_LANES : 0;
+    const auto padded = [](int64_t dim) { return (dim + 63) / 64 * 64; };  // a table's columns
     Order* orders = arena.take<Order>(heads);
     for (int64_t i = 0; i < heads; ++i) {
-        orders[i] = {arena.take<int64_t>(tokens), arena.take<float>(clusters * dim)};
+        orders[i].tokens = arena.take<int64_t>(call.keys);
+        orders[i].means = arena.take<float>(clusters * call.dim);
+        orders[i].keys = arena.take<float>(rows * padded(call.dim));
+        orders[i].values = arena.take<float>(rows * padded(call.value_dim));
     }
     return orders;
 }
@@ -187,8 +196,8 @@ int run_clustered(const Call& call) {
         const int64_t heads = call.batch * call.heads;
         const int64_t groups = (call.query_clusters + CLUSTERS - 1) / CLUSTERS;
         Job job{call, pairs.data()};
-        job.query_order = make_orders(heads, call.keys, call.query_clusters, call.dim, *arena);
-        job.key_order = make_orders(heads, call.keys, call.key_clusters, call.dim, *arena);
+        job.query_order = make_orders(call, call.query_clusters, false, *arena);
+        job.key_order = make_orders(call, call.key_clusters, true, *arena);
         want_large_pages(call.output, call.queries, call.value_dim, call);
         const Phases& p = phases();
         const Stage stages[] = {{p.find_clusters, 2 * heads}, {p.read_clusters, heads * groups}};
