@@ -7,13 +7,13 @@ from types import ModuleType
 from torch import Tensor
 
 from nystromer.checks import check_query_key, check_value, softmax_scale
-from nystromer.clustered import blocked, eager
+from nystromer.clustered import blocked, eager, native
 from nystromer.clustered.budget import Budget, check_budget, check_self_attention
 from nystromer.layout import batched, batched_mask, repeat_heads, unbatched
 from nystromer.precision import autocast_inputs, without_autocast
 from nystromer.registration import differentiated_anew, only_backward
 
-BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked}
+BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked, "native": native}
 
 
 def clustered_attention(
@@ -66,7 +66,9 @@ def clustered_attention(
         mask: Real tokens, bool [B, N], any pattern; None means all. Outputs elsewhere are zero.
         scale: s, 1/sqrt(D) if None.
         backend: "eager" (the equations as written), "blocked" (a few heads at a time in scratch
-            memory, forward and backward) or "auto". An explicit choice never falls back.
+            memory, forward and backward), "native" (the forward in the C++ library, for float32
+            and bfloat16 on CPUs; the backward is blocked's) or "auto". An explicit choice never
+            falls back.
         is_causal: Must be False: a cluster holds tokens of the future.
         enable_gqa: Whether key and value may have fewer heads, as in `nystrom_attention`.
 
@@ -78,6 +80,7 @@ def clustered_attention(
         ValueError: If shapes, dtypes or devices disagree, queries and keys are not of the same
             tokens, the mask is not bool [B, N], a count is below 1, the backend is unknown, or
             is_causal is set.
+        NotImplementedError: If an explicit backend cannot take the inputs.
 
     Example:
         >>> import torch
@@ -96,26 +99,32 @@ def clustered_attention(
     budget = Budget(num_query_clusters, num_key_clusters, num_exact_keys)
     check_budget(budget)
     with without_autocast(q):
-        output = choose_backend(backend).forward(
+        output = choose_backend(backend, q).forward(
             q, k, v, budget=budget, mask=mask, scale=softmax_scale(scale, q)
         )
     return unbatched(output, query)
 
 
-def choose_backend(name: str) -> ModuleType:
+def choose_backend(name: str, query: Tensor) -> ModuleType:
     """Returns the backend of that name.
 
-    "auto" is blocked, or eager for gradients that only eager has.
+    "auto" is native where it can take the queries, else blocked, or eager for gradients that only
+    eager has.
 
     Raises:
         ValueError: If there is no backend of that name.
-        NotImplementedError: If it cannot be differentiated as asked.
+        NotImplementedError: If it cannot run or cannot be differentiated as asked.
     """
     if name != "auto" and name not in BACKENDS:
         known = ", ".join(map(repr, ("auto", *BACKENDS)))
         raise ValueError(f"`backend` of clustered attention must be one of {known}, got {name!r}.")
-    if differentiated_anew() and name in ("auto", "blocked"):
-        if name == "blocked":
+    missing = native.unsupported(query)
+    if name == "native" and missing is not None:
+        raise NotImplementedError(f"backend='native' {missing}; use backend='blocked'.")
+    if differentiated_anew() and name != "eager":
+        if name != "auto":
             raise NotImplementedError(only_backward(name))
         return eager
-    return blocked if name == "auto" else BACKENDS[name]
+    if name == "auto":
+        return blocked if missing else native
+    return BACKENDS[name]

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from nystromer.checks import check_query_key, check_rows, softmax_scale
 from nystromer.clustered.budget import Budget, check_budget, check_self_attention
-from nystromer.clustered.eager import make_slots, sort
-from nystromer.clustered.eager import rows as rows_of
+from nystromer.clustered.eager import make_slots
+from nystromer.clustered.tokens import rows as rows_of
+from nystromer.clustered.tokens import sort
 from nystromer.layout import batched, batched_mask, repeat_heads, unbatched
 from nystromer.precision import accumulation_dtype, autocast_inputs, without_autocast
 

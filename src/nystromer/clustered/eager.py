@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from nystromer.clustered.budget import Budget
 from nystromer.clustered.clusters import Clusters, bisected
+from nystromer.clustered.tokens import means, rows, sort, split, unsort
 from nystromer.precision import accumulation_dtype
 
 
@@ -71,8 +71,9 @@ def make_slots(q: Tensor, k: Tensor, budget: Budget) -> Slots:
     them: q · k_i ~ q · k~ + (R - q~ · k~), exact where q = q~ or k_i = k~.
     """
     queries, keys = bisected(q, budget.query_clusters), bisected(k, budget.key_clusters)
-    q_tilde, k_tilde = means(q, queries), means(k, keys)
-    scores = q_tilde @ sort(k, keys).mT  # R, [H, G, M C]
+    k = sort(k, keys)
+    q_tilde, k_tilde = means(sort(q, queries), queries), means(k, keys)
+    scores = q_tilde @ k.mT  # R, [H, G, M C]
     scores = scores.masked_fill((keys.order == keys.length)[:, None], -torch.inf)
     exact = scores.topk(budget.exact_keys, sorted=False).indices
     scores = scores.scatter(-1, exact, -torch.inf).unflatten(-1, (keys.count, keys.size))
@@ -82,29 +83,3 @@ def make_slots(q: Tensor, k: Tensor, budget: Budget) -> Slots:
     mass = weights.sum(-1, keepdim=True).clamp(min=limits.tiny)
     bias = (top + mass.log()).squeeze(-1) - q_tilde @ k_tilde.mT
     return Slots(queries, keys, exact, weights / mass, bias, k_tilde)
-
-
-def means(x: Tensor, clusters: Clusters) -> Tensor:
-    """Returns the mean of each cluster's tokens: [H, L, D] -> [H, G, D]."""
-    return split(sort(x, clusters), clusters).sum(2) / clusters.divisor(x)
-
-
-def sort(x: Tensor, clusters: Clusters) -> Tensor:
-    """Returns tokens in the order of their clusters, zero where there is none: [H, G P, D]."""
-    return rows(F.pad(x, (0, 0, 0, 1)), clusters.order)
-
-
-def unsort(x: Tensor, clusters: Clusters) -> Tensor:
-    """Returns tokens back in their own order: [H, G P, D] -> [H, L, D]."""
-    return rows(x, clusters.places)
-
-
-def split(x: Tensor, clusters: Clusters) -> Tensor:
-    """Returns tokens by cluster: [H, G P, D] -> [H, G, P, D]."""
-    return x.unflatten(1, (clusters.count, clusters.size))
-
-
-def rows(x: Tensor, index: Tensor) -> Tensor:
-    """Returns x[h, index[h]] for every head h: [H, L, D] and int64 [H, ...] -> [H, ..., D]."""
-    flat = index.flatten(1)[..., None].expand(-1, -1, x.shape[-1])
-    return x.gather(1, flat).unflatten(1, index.shape[1:])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nystromer.backends.blocked.sequences import Sequence, Workspace, sequences
+from nystromer.backends.blocked.sequences import Sequence, sequences
 from nystromer.clustered.budget import Budget
 from nystromer.clustered.clusters import Clusters, bisected, clusters_of
 from nystromer.clustered.tables import gradients_of, make_tables, output_of
@@ -39,15 +39,14 @@ def clustered_forward(
     That is the places of queries and of keys in the order of their clusters, and the exact keys.
     """
     budget = Budget(query_clusters, key_clusters, exact_keys)
-    results = _results(query, value, *budget)
-    work = _workspace(query)
+    results = results_of(query, value, *budget)
     for b, sequence in enumerate(sequences(mask, query.shape[0], query.shape[2])):
         output, chosen = results[0][b], (results[1][b], results[2][b], results[3][b])
         q, k, v = (sequence.tokens(x[b]) for x in (query, key, value))
         if sequence.length <= budget.keys:
-            tokens = _probabilities(q, k, scale) @ v.to(work.dtype)
+            tokens = _probabilities(q, k, scale) @ v.to(accumulation_dtype(v.dtype))
         else:
-            tokens = _forward(q, k, v, budget, chosen, scale, work)
+            tokens = _forward(q, k, v, budget, chosen, scale)
         _write(output, tokens, sequence)
     return results
 
@@ -59,24 +58,19 @@ def _forward(
     budget: Budget,
     chosen: tuple[Tensor, Tensor, Tensor],
     scale: float,
-    work: Workspace,
 ) -> Tensor:
     """Returns the output of the tokens of one sequence, [H, L, Dv], and fills in `chosen`."""
-    clusters = _clusters(q.to(work.dtype), k.to(work.dtype), budget)
-    output = work("sequence", *v.shape)
+    q, k, v = (x.to(accumulation_dtype(x.dtype)) for x in (q, k, v))
+    clusters = _clusters(q, k, budget)
+    output = torch.empty_like(v)
     for i, j in _heads(q):
         queries, keys = (x.of_heads(i, j) for x in clusters)
-        tokens = _read(q[i:j], "q", work), _read(k[i:j], "k", work), _read(v[i:j], "v", work)
-        tables = make_tables(tokens, queries, keys, None, budget.exact_keys, scale, work)
-        output_of(tables, queries, output[i:j], work)
+        tokens = q[i:j], k[i:j], v[i:j]
+        tables = make_tables(tokens, queries, keys, None, budget.exact_keys, scale)
+        output[i:j] = output_of(tables, queries)
         for kept, new in zip(chosen, (queries.places, keys.places, tables.exact), strict=True):
             kept[i:j, : new.shape[1]] = new
     return output
-
-
-@shapes_of("clustered_forward")
-def _(query, key, value, mask, *rest):  # type: ignore[no-untyped-def]
-    return _results(query, value, *rest[:3])
 
 
 @operation("clustered_backward")
@@ -97,14 +91,13 @@ def clustered_backward(
     """Returns the gradients of query, key and value."""
     budget = Budget(query_clusters, key_clusters, exact_keys)
     grads = _gradients(query, key, value)
-    work = _workspace(query)
     for b, sequence in enumerate(sequences(mask, query.shape[0], query.shape[2])):
         q, k, v, g = (sequence.tokens(x[b]) for x in (query, key, value, grad_output))
         if sequence.length <= budget.keys:
             tokens = _exact_backward(q, k, v, g, scale)
         else:
             chosen = (query_places[b], key_places[b], exact[b])
-            tokens = _backward(q, k, v, g, budget, chosen, scale, work)
+            tokens = _backward(q, k, v, g, budget, chosen, scale)
         for grad, of_tokens in zip(grads, tokens, strict=True):
             _write(grad[b], of_tokens, sequence)
     return grads
@@ -118,20 +111,21 @@ def _backward(
     budget: Budget,
     chosen: tuple[Tensor, Tensor, Tensor],
     scale: float,
-    work: Workspace,
 ) -> list[Tensor]:
     """Returns the gradients of the tokens of one sequence, by what the forward has chosen."""
     query_places, key_places = (x[:, : q.shape[1]] for x in chosen[:2])
     queries = clusters_of(query_places, budget.query_clusters)
     keys = clusters_of(key_places, budget.key_clusters)
     exact = chosen[2][:, : queries.count]
-    grads = [work(f"sequence {i}", *x.shape) for i, x in enumerate((q, k, v))]
+    q, k, v, grad_output = (x.to(accumulation_dtype(x.dtype)) for x in (q, k, v, grad_output))
+    grads = [torch.empty_like(x) for x in (q, k, v)]
     for i, j in _heads(q):
         of_heads = queries.of_heads(i, j), keys.of_heads(i, j)
-        tokens = _read(q[i:j], "q", work), _read(k[i:j], "k", work), _read(v[i:j], "v", work)
-        tables = make_tables(tokens, *of_heads, exact[i:j], budget.exact_keys, scale, work)
-        grad = _read(grad_output[i:j], "g", work)
-        gradients_of(tables, grad, *of_heads, scale, [x[i:j] for x in grads], work)
+        tokens = q[i:j], k[i:j], v[i:j]
+        tables = make_tables(tokens, *of_heads, exact[i:j], budget.exact_keys, scale)
+        found = gradients_of(tables, grad_output[i:j], *of_heads, scale)
+        for grad, of_some in zip(grads, found, strict=True):
+            grad[i:j] = of_some
     return grads
 
 
@@ -150,17 +144,27 @@ def _first(ctx: Any, grad_output: Tensor, *unused: Any) -> tuple[Tensor | None, 
     return *run(grad_output, *ctx.saved_tensors, *ctx.settings), *[None] * 5
 
 
-derivative_of("clustered_forward", _first, _setup_context)
-refuse_second_derivative("clustered_backward", "blocked")
+def backward_of(forward: str) -> None:
+    """Gives the operation of that name its shapes and, for autograd, `clustered_backward`."""
+
+    @shapes_of(forward)
+    def _(query, key, value, mask, *rest):  # type: ignore[no-untyped-def]
+        return results_of(query, value, *rest[:3])
+
+    derivative_of(forward, _first, _setup_context)
 
 
-def _results(
+def results_of(
     query: Tensor, value: Tensor, query_clusters: int, key_clusters: int, exact_keys: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns empty results of the forward: the output, two times places, exact keys."""
     places, n = query.new_zeros(query.shape[:3], dtype=torch.int64), query.shape[2]
     exact = places.new_zeros(*query.shape[:2], min(query_clusters, n), min(exact_keys, n))
     return empty_as(query, value.shape[3]), places, torch.zeros_like(places), exact
+
+
+backward_of("clustered_forward")
+refuse_second_derivative("clustered_backward", "blocked")
 
 
 def _gradients(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,23 +180,12 @@ def _clusters(q: Tensor, k: Tensor, budget: Budget) -> tuple[Clusters, Clusters]
     return both.of_heads(0, heads), both.of_heads(heads, 2 * heads)
 
 
-def _workspace(query: Tensor) -> Workspace:
-    return Workspace(query, accumulation_dtype(query.dtype))
-
-
 def _heads(q: Tensor) -> Iterator[tuple[int, int]]:
     """Yields the heads that are taken at a time: the first, and the one after the last."""
     heads, length, _ = q.shape
     step = max(1, ROWS_A_THREAD * torch.get_num_threads() // length)
     for i in range(0, heads, step):
         yield i, min(i + step, heads)
-
-
-def _read(x: Tensor, name: str, work: Workspace) -> Tensor:
-    """Returns x in the dtype of the tables and contiguous, copied if it is not."""
-    if x.is_contiguous() and x.dtype == work.dtype:
-        return x
-    return work(f"tokens {name}", *x.shape).copy_(x)
 
 
 def _write(x: Tensor, tokens: Tensor, sequence: Sequence) -> None:

@@ -6,6 +6,8 @@ import ctypes
 import warnings
 from pathlib import Path
 
+import torch
+
 NAME = "libnystromer.so"  # on every system: it is loaded by this path, never searched for
 
 
@@ -35,6 +37,8 @@ class Call(ctypes.Structure):
         ("conv_weight", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("q_tilde", "k_tilde", "gathered", "context")),
         ("log2_mass", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("query_clusters", "key_clusters", "exact_keys")),
+        *((name, ctypes.c_void_p) for name in ("query_places", "key_places", "exact")),
         *((name, Tensor) for name in ("grad_query", "grad_key", "grad_value")),
         *((name, ctypes.c_void_p) for name in ("grad_conv_weight", "grad_q_tilde")),
         ("grad_k_tilde", ctypes.c_void_p),
@@ -61,6 +65,22 @@ def load(path: Path) -> tuple[ctypes.CDLL | None, str | None]:
         stacklevel=2,
     )
     return None, missing
+
+
+def tensor(x: torch.Tensor) -> Tensor:
+    return Tensor(x.data_ptr(), x.stride())
+
+
+def mask(x: torch.Tensor | None) -> Mask:
+    return Mask() if x is None else Mask(x.data_ptr(), x.stride())
+
+
+def run(name: str, call: Call) -> None:
+    """Calls one of the library's functions; ctypes releases the GIL."""
+    if LIBRARY is None:  # an exported program, on another machine
+        raise NotImplementedError(f"backend='native' {MISSING}; use backend='blocked'.")
+    if getattr(LIBRARY, f"nystromer_{name}")(ctypes.byref(call)):
+        raise MemoryError("backend='native' found no memory for its scratch tables.")
 
 
 # At import, so that torch.compile sees a constant.

@@ -6,7 +6,6 @@ forked child.
 """
 
 # No `from __future__ import annotations` here: torch reads the signatures of the operations.
-import ctypes
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -50,7 +49,7 @@ def native_forward(
         (q, o), (k, v), few, masks = part
         call = _call(q, k, v, masks, o, few, taps, pinv)
         call.landmarks_given = query_landmarks is not None
-        _run("forward", call)
+        library.run("forward", call)
     return results
 
 
@@ -93,11 +92,13 @@ def native_backward(
         (q, g, grad_q), (k, v, grad_k, grad_v), (*few, grad_few_q, grad_few_k), masks = part
         call = _call(q, k, v, masks, g, few, taps, pinv)
         call.landmarks_given = landmarks_given
-        call.grad_query, call.grad_key, call.grad_value = map(_tensor, (grad_q, grad_k, grad_v))
+        call.grad_query, call.grad_key, call.grad_value = map(
+            library.tensor, (grad_q, grad_k, grad_v)
+        )
         of_part = torch.empty_like(grad_taps)
         call.grad_conv_weight = of_part.data_ptr()
         call.grad_q_tilde, call.grad_k_tilde = grad_few_q.data_ptr(), grad_few_k.data_ptr()
-        _run("backward", call)
+        library.run("backward", call)
         grad_taps += of_part
     return grad_query, grad_key, grad_value, grad_taps, grad_q_tilde, grad_k_tilde
 
@@ -161,8 +162,8 @@ def _call(
     call.landmarks = small[0].shape[2]
     call.threads = torch.get_num_threads()
     call.bfloat16 = query.dtype == torch.bfloat16
-    call.key_mask, call.query_mask = map(_mask, masks)
-    call.query, call.key, call.value, call.output = map(_tensor, (query, key, value, output))
+    call.key_mask, call.query_mask = map(library.mask, masks)
+    call.query, call.key, call.value, call.output = map(library.tensor, (query, key, value, output))
     call.q_tilde, call.k_tilde, call.gathered, call.context, call.log2_mass = (
         x.data_ptr() for x in small
     )
@@ -172,19 +173,3 @@ def _call(
     if taps is not None:
         call.taps, call.conv_weight = taps.shape[1], taps.data_ptr()
     return call
-
-
-def _tensor(x: Tensor) -> library.Tensor:
-    return library.Tensor(x.data_ptr(), x.stride())
-
-
-def _mask(x: Tensor | None) -> library.Mask:
-    return library.Mask() if x is None else library.Mask(x.data_ptr(), x.stride())
-
-
-def _run(direction: str, call: library.Call) -> None:
-    """Calls the library; ctypes releases the GIL."""
-    if library.LIBRARY is None:  # an exported program, on another machine
-        raise NotImplementedError(f"backend='native' {library.MISSING}; use backend='blocked'.")
-    if getattr(library.LIBRARY, f"nystromer_{direction}")(ctypes.byref(call)):
-        raise MemoryError("backend='native' found no memory for its scratch tables.")

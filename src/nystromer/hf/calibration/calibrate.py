@@ -131,16 +131,25 @@ def calibration(
     chosen = _cheapest(plans, max_error, lambda plan: 1 - measured(plan).fidelity.cosine)
     path = [] if few else _few(allocations(choices))
     plain, best, *clustered = uniform(layers)
+    alike = [
+        ("every layer Nyström, segment means and six steps", plain),
+        ("every layer Nyström, best scheme, fitted convolution", best),
+        *((f"every layer clustered, {_keys(x)} keys", x) for x in clustered),
+    ]
+    plain_trial, best_trial, *clustered_trials = (
+        trial(name, choices) for name, choices in tqdm(alike, "Swapping all layers alike")
+    )
+    *tried, final = (measured(x) for x in tqdm([*path, chosen], "Trying plans"))
     return Calibration(
         Plan(model.config.model_type, tuple(option.choice for option in chosen)),
         tuple(layers),
         length,
         unit,
-        trial("every layer Nyström, segment means and six steps", plain),
-        trial("every layer Nyström, best scheme, fitted convolution", best),
-        tuple(trial(f"every layer clustered, {_keys(x)} keys", x) for x in clustered),
-        tuple(measured(x) for x in tqdm(path, "Trying plans", disable=few)),
-        measured(chosen),
+        plain_trial,
+        best_trial,
+        tuple(clustered_trials),
+        tuple(tried),
+        final,
         max_error,
     )
 
@@ -217,7 +226,7 @@ def _cheapest(
     if max_error is None or error(plans[-1]) > max_error:
         return plans[-1]
     low, high = -1, len(plans) - 1
-    with tqdm(desc="Searching the cheapest plan") as bar:
+    with tqdm(desc="Searching the cheapest plan", total=high.bit_length()) as bar:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if error(plans[middle]) <= max_error else (middle, high)

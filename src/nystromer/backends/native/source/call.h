@@ -27,6 +27,11 @@ struct Call {
     const float* conv_weight;  // [H, K], K = taps, 0 if there is no convolution
     // Between forward and backward, [B, H, M, .], contiguous; log2 of the row sums of kernel_3, [B, H, M].
     float *q_tilde, *k_tilde, *gathered, *context, *log2_mass;
+    // Clustered attention instead (landmarks: the keys of a query, M + T): how many clusters and exact
+    // keys; where queries and keys stand in the order of their clusters, [B, H, N], and the places of
+    // the exact keys, [B, H, G, T].
+    int64_t query_clusters, key_clusters, exact_keys;
+    int64_t *query_places, *key_places, *exact;
     // The backward's results.
     Tensor grad_query, grad_key, grad_value;
     float *grad_conv_weight, *grad_q_tilde, *grad_k_tilde;

@@ -10,6 +10,7 @@
 constexpr int64_t CHUNK = 512;       // tokens, at least
 constexpr int64_t MOST_CHUNKS = 32;  // of a sequence
 constexpr int64_t GROUP = 16;        // landmarks whose means are one task
+constexpr int64_t CLUSTERS = 32;     // of queries, that are one task
 
 // The real tokens of one sequence: `length` positions from `start` on, or those listed.
 struct Sequence {
@@ -46,6 +47,13 @@ struct Partial {
     float* taps;                 // [K]
 };
 
+// The tokens of a head in the order of their clusters, and the mean of each, [G, D]; keys and values in
+// that order.
+struct Order {
+    int64_t* tokens;
+    float *means, *keys, *values;
+};
+
 struct Job {
     const Call& call;
     const Pair* pairs;              // [B]
@@ -55,6 +63,7 @@ struct Job {
     float *norms, *maxima;          // of kernel_2, [B * H]: largest column sum; how many are so large
     float* grad_norms;              // [B * H]
     float *grad_context, *grad_gathered;  // [B * H, M, Dv]
+    Order *query_order = nullptr, *key_order = nullptr;  // [B * H], of clustered attention
 };
 
 // The parts of the work, each with one task a (sequence, head, chunk) or (sequence, head); compiled
@@ -63,6 +72,7 @@ struct Phases {
     using Phase = void (*)(const Job&, int64_t task, Arena&);
     Phase landmarks, norms, gather, solve, scatter, sum_taps;
     Phase scatter_backward, solve_backward, norms_backward, gather_backward, landmarks_backward;
+    Phase find_clusters, read_clusters;
 };
 
 extern const Phases PHASES_PORTABLE, PHASES_AVX2, PHASES_AVX512;

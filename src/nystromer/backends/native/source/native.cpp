@@ -1,4 +1,5 @@
-// The two calls that Python makes: forward and backward, each a few phases with one meeting between.
+// The calls that Python makes, each a few phases with one meeting between: forward and backward of
+// Nyström attention, forward of clustered attention.
 #include <new>
 #include <vector>
 
@@ -167,13 +168,54 @@ int run(const Call& call, bool backward) {
     return done ? 0 : 1;
 }
 
+constexpr int64_t MOST_LANES = 16;
+
+// Room for the order of every head's tokens; for keys and values too, if they are to be sorted.
+Order* make_orders(const Call& call, int64_t clusters, bool sorted, Arena& arena) {
+    const int64_t heads = call.batch * call.heads;
+    const int64_t rows = sorted ? call.keys + clusters * MOST_LANES : 0;
+    const auto padded = [](int64_t dim) { return (dim + 63) / 64 * 64; };  // a table's columns
+    Order* orders = arena.take<Order>(heads);
+    for (int64_t i = 0; i < heads; ++i) {
+        orders[i].tokens = arena.take<int64_t>(call.keys);
+        orders[i].means = arena.take<float>(clusters * call.dim);
+        orders[i].keys = arena.take<float>(rows * padded(call.dim));
+        orders[i].values = arena.take<float>(rows * padded(call.value_dim));
+    }
+    return orders;
+}
+
+int run_clustered(const Call& call) {
+    Arena* arena = Arena::borrow();
+    bool done = false;
+    try {
+        std::vector<Pair> pairs;
+        for (const Sequence& x : sequences(call.key_mask, call.batch, call.keys, *arena)) {
+            pairs.push_back({x, x, call.landmarks});
+        }
+        const int64_t heads = call.batch * call.heads;
+        const int64_t groups = (call.query_clusters + CLUSTERS - 1) / CLUSTERS;
+        Job job{call, pairs.data()};
+        job.query_order = make_orders(call, call.query_clusters, false, *arena);
+        job.key_order = make_orders(call, call.key_clusters, true, *arena);
+        want_large_pages(call.output, call.queries, call.value_dim, call);
+        const Phases& p = phases();
+        const Stage stages[] = {{p.find_clusters, 2 * heads}, {p.read_clusters, heads * groups}};
+        done = run_stages(job, stages, 2, threads_for(call));
+    } catch (const std::bad_alloc&) {
+    }
+    Arena::give_back(arena);
+    return done ? 0 : 1;
+}
+
 }  // namespace
 
 #define SEEN_BY_PYTHON extern "C" __attribute__((visibility("default")))
 
-// Both return 0, or 1 where there was not memory enough.
+// All return 0, or 1 where there was not memory enough.
 SEEN_BY_PYTHON int nystromer_forward(const Call* call) { return run(*call, false); }
 SEEN_BY_PYTHON int nystromer_backward(const Call* call) { return run(*call, true); }
+SEEN_BY_PYTHON int nystromer_clustered_forward(const Call* call) { return run_clustered(*call); }
 SEEN_BY_PYTHON int64_t nystromer_size_of_call() { return int64_t(sizeof(Call)); }
 SEEN_BY_PYTHON const char* nystromer_processor() {
     const Phases* chosen = &phases();
