@@ -152,6 +152,23 @@ def test_a_killed_run_ends_as_one_that_was_not(cohort, run):
     assert "got the features = " in error
 
 
+def test_two_processes_learn_what_one_does(train):
+    words = "--model mean --folds 2 --seeds 1 --epochs 2 --validation 0 --batch-size 2"
+    common = "mil train --features features --labels labels.csv --embed-dim 16 --output two"
+    launch = "--nproc-per-node 2 --rdzv-endpoint localhost:0 --rdzv-backend c10d -m nystromer"
+    done = subprocess.run(
+        [Path(sys.executable).parent / "torchrun", *launch.split(), *common.split(), *words.split(),
+         "--learning-rate", "1e-2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert train(f"{words} --device-batch 2")[0] == 0
+    assert Path("two/scores.csv").read_text() == Path("out/scores.csv").read_text()
+
+
 def test_numbers_that_are_not_finite_stop_it_and_leave_nothing(train, run):
     code, _, error = train(f"--model mean {SHORT} --learning-rate 1e30 --validation 0")
     assert code == 1

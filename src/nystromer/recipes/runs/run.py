@@ -151,9 +151,11 @@ class Run:
         folder = self.folder / name
         run = Run(folder, as_json({**self.settings, **settings}), whole=self)
         run.check_folder(resume=True)
+        if not is_first():  # which may be faster than the first, who has not looked around yet
+            yield run
+            return
         with folders(folder):
-            if is_first():
-                clear_partial_files(folder)
+            clear_partial_files(folder)
             yield run
 
     def close(self, metrics: Mapping[str, Any]) -> None:
