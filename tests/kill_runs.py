@@ -1,6 +1,6 @@
 """Kills runs at random moments and goes on with them: they must end as one that was never killed.
 
-python tests/kill_runs.py KILLS [train | pretrain | distill | lra ...]
+python tests/kill_runs.py KILLS [train | pretrain | distill | lra | mil ...]
 
 Every run is a child of this process, which has imported everything: a run takes a second or two.
 Takes a quarter of an hour for fifty kills of each.
@@ -25,7 +25,13 @@ TIMES = ("ms_per_step", "tokens_per_second")
 
 def main(kills: int, names: list[str]) -> None:
     torch.set_num_threads(1)  # threads do not come along into a child
-    for recipe in ("classify.train", "pretrain", "convert.encoder", "lra.training"):
+    for recipe in (
+        "classify.train",
+        "pretrain",
+        "convert.encoder",
+        "lra.training",
+        "slides.training",
+    ):
         importlib.import_module(f"nystromer.recipes.{recipe}")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -43,6 +49,8 @@ COMMANDS = {
     "distill": "convert encoder --distill --text words.txt --num-landmarks 4 --steps 60",
     "lra": "lra listops --cache lra --rows 32 --eval-rows 8 --steps 8 --batch-size 2 --looks 4 "
     "--num-landmarks 16 --resume",
+    "mil": "mil train --features features --labels labels.csv --model mean --embed-dim 16 "
+    "--folds 2 --seeds 1 --epochs 3 --resume",
 }
 
 
@@ -139,6 +147,7 @@ def contents(folder: str) -> dict[str, object]:
 def make_inputs() -> None:
     """Writes a file of rows, two of text, and an encoder."""
     from recipes.conftest import tiny_bert, word_tokenizer
+    from recipes.slides.conftest import write_cohort
 
     draw = random.Random(0)
     rows = [
@@ -151,6 +160,7 @@ def make_inputs() -> None:
     )
     Path("text.txt").write_text("\n\n".join(texts))
     Path("words.txt").write_text(" ".join(f"w{draw.randrange(200)}" for _ in range(20_000)))
+    write_cohort(Path())
     tiny_bert().save_pretrained("encoder")
     word_tokenizer().save_pretrained("encoder")
 

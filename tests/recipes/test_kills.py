@@ -7,7 +7,7 @@ import pytest
 KILLS = os.environ.get("NYSTROMER_KILLS", "2")  # of each; fifty take a quarter of an hour in all
 
 
-@pytest.mark.parametrize("name", ["train", "pretrain", "distill", "lra"])
+@pytest.mark.parametrize("name", ["train", "pretrain", "distill", "lra", "mil"])
 def test_runs_killed_at_random_moments_end_as_one_that_was_not(name):
     words = [sys.executable, "tests/kill_runs.py", KILLS, name]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

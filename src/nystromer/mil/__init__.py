@@ -7,9 +7,12 @@ features/      bags.py: one bag, read when it is asked for; folders.py: all of a
 tables/        labels.py: classes, survival and patients of slides; splits.py: what is for training
 cohort.py      bags and labels together
 models/        TransMIL, gated ABMIL, mean, max
+losses.py      of classes and of survival
+ensemble.py    the trained models of a run as one
 """
 
 from nystromer.mil.cohort import Cohort, gather
+from nystromer.mil.ensemble import Ensemble, load_ensemble
 from nystromer.mil.features.bags import Bag
 from nystromer.mil.features.folders import find_bags
 from nystromer.mil.models import build_model, load_transmil, pad_bags
@@ -20,11 +23,13 @@ __all__ = [
     "Bag",
     "Case",
     "Cohort",
+    "Ensemble",
     "Labels",
     "Split",
     "build_model",
     "find_bags",
     "gather",
+    "load_ensemble",
     "load_transmil",
     "pad_bags",
     "read_labels",

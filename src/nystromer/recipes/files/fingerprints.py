@@ -19,7 +19,7 @@ LARGE = 2**30  # bytes that take long enough for a bar
 MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}
 
 
-def of_pieces(pieces: Iterable[bytes]) -> str:
+def of_pieces(pieces: Iterable[bytes | memoryview]) -> str:
     """Returns the hash of bytes one after another."""
     digest = hashlib.sha256()
     for piece in pieces:

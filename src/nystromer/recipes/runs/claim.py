@@ -38,12 +38,17 @@ def claimed(folder: Path) -> Iterator[None]:
                     "or name another."
                 ) from None
         try:
-            for path in filter(is_partial, list(folder.iterdir())):
-                path.unlink()
+            clear_partial_files(folder)
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
             lock.release()
+
+
+def clear_partial_files(folder: Path) -> None:
+    """Removes the files in a folder that a killed process left unfinished."""
+    for path in filter(is_partial, list(folder.iterdir())):
+        path.unlink()
 
 
 def is_something(path: Path) -> bool:

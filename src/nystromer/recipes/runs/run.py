@@ -26,9 +26,9 @@ from typing import Any
 import torch
 
 from nystromer.recipes.files.errors import said_when_unwritable
-from nystromer.recipes.files.outputs import new_file
+from nystromer.recipes.files.outputs import folders, new_file
 from nystromer.recipes.runs.checkpoints import PARTIAL, RECORD, checkpoints, discard, last_whole
-from nystromer.recipes.runs.claim import claimed, is_first, is_something
+from nystromer.recipes.runs.claim import claimed, clear_partial_files, is_first, is_something
 from nystromer.recipes.runs.curves import CURVES, LOG, write_curves
 from nystromer.recipes.runs.trainer import RunTrainer
 
@@ -57,11 +57,15 @@ def open_run(folder: Path, settings: Mapping[str, Any], resume: bool = False) ->
 
 @dataclass
 class Run:
-    """Does the work of a run in its folder: `begin`, then `train`, then `finish`."""
+    """Does the work of a run in its folder: `begin`, then `train`, then `finish`.
+
+    One of several trainings is a `part` of it for each, and then `close`.
+    """
 
     folder: Path
     settings: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
+    whole: Run | None = None
 
     def check_folder(self, resume: bool) -> None:
         """Checks that a run can begin or go on there.
@@ -112,11 +116,14 @@ class Run:
         """
         checkpoint = None
         new = trainer.args.should_save and self.record() is None
+        begun = [self] if new else []  # the runs that begin here
+        if new and self.whole is not None and self.whole.record() is None:
+            begun.append(self.whole)
         if trainer.args.should_save:
             with said_when_unwritable(self.folder):
                 shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
-                if new:
-                    self._write_record(trainer)
+                for run in reversed(begun):
+                    run._write_record(trainer)
                 checkpoint = last_whole(self.folder)
         trainer.accelerator.wait_for_everyone()
         checkpoint = checkpoint or next(reversed(checkpoints(self.folder)), None)
@@ -125,9 +132,35 @@ class Run:
         except Exception:
             if new and not checkpoints(self.folder):
                 shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
-                for name in (RECORD, LOG, CURVES):
-                    (self.folder / name).unlink(missing_ok=True)
+                for run in begun:
+                    for name in (RECORD, LOG, CURVES):
+                        (run.folder / name).unlink(missing_ok=True)
             raise
+
+    @contextmanager
+    def part(self, name: str, settings: Mapping[str, Any]) -> Iterator[Run]:
+        """Gives the run of one of several trainings, which begins or goes on in a folder of it.
+
+        Args:
+            name: Of the folder.
+            settings: What sets this training apart from the others.
+
+        Raises:
+            ValueError: If the folder holds anything else.
+        """
+        folder = self.folder / name
+        run = Run(folder, as_json({**self.settings, **settings}), whole=self)
+        run.check_folder(resume=True)
+        if not is_first():  # which may be faster than the first, who has not looked around yet
+            yield run
+            return
+        with folders(folder):
+            clear_partial_files(folder)
+            yield run
+
+    def close(self, metrics: Mapping[str, Any]) -> None:
+        """Writes the metrics of a run of several trainings, which ends it."""
+        write_json(self.folder / METRICS, metrics)
 
     def finish(self, trainer: RunTrainer, metrics: Mapping[str, Any]) -> None:
         """Writes model, tokenizer, curves and metrics, then drops the checkpoints.
