@@ -104,6 +104,32 @@ def test_settings_that_cannot_be_are_refused():
         TransMIL(3, 2, num_landmarks=0)
 
 
+@pytest.mark.parametrize("mode", ["fixed", "legacy", "exact"])
+@pytest.mark.parametrize("kernel", [None, 1, 33])
+def test_the_class_row_is_the_first_row_of_the_last_layer(mode, kernel):
+    options = SMALL | {"mode": mode, "conv_kernel_size": kernel}
+    model = TransMIL(WIDTH, CLASSES, **options).double().eval()
+    for bags in ([1], [6], [7], [9], [300], [1, 300, 7, 64]):
+        batch, mask = pad_bags([bag(n).double() for n in bags])
+        layer, x, lengths = list(model.layers(model.embed(batch), mask))[-1]
+        x.retain_grad()
+        row, same = layer.class_row(x, lengths), layer(x, lengths)[:, 0]
+        torch.testing.assert_close(row, same, rtol=1e-9, atol=1e-9)
+        weights = (x, *layer.parameters())
+        grads, same_grads = (
+            torch.autograd.grad((y * (1 + batch[:, 0, :1])).sum(), weights, retain_graph=True)
+            for y in (row, same)
+        )
+        torch.testing.assert_close(grads, same_grads, rtol=1e-7, atol=1e-8)
+
+
+def test_features_of_any_dtype_are_embedded_by_blocks(monkeypatch):
+    monkeypatch.setattr("nystromer.mil.models.batch.BLOCK", 7)
+    for name in MODELS:
+        model, x = small(name), bag(50).half()[None]
+        torch.testing.assert_close(model(x), model(x.float()))
+
+
 class PaperTransMIL(torch.nn.Module):
     """Algorithm 2 of the paper on nystrom-attention 0.0.14, for one bag: what ours must equal."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+
+BLOCK = 8192  # patches whose features are in the dtype of the weights at a time
 
 
 def pad_bags(bags: Sequence[Tensor], names: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
@@ -66,3 +68,16 @@ def real_patches(features: Tensor, mask: Tensor | None, width: int) -> Tensor:
             "batch; leave it out."
         )
     return mask
+
+
+def embedded(layer: nn.Module, features: Tensor) -> Tensor:
+    """Returns what the first layer makes of patches, [B, N, C]; it is given BLOCK at a time.
+
+    Args:
+        layer: Makes rows [C] of rows [D], each for itself.
+        features: [B, N, D], of any dtype.
+    """
+    dtype = next(layer.parameters()).dtype
+    if features.dtype == dtype or features.numel() == 0:
+        return layer(features)
+    return torch.cat([layer(part.to(dtype)) for part in features.split(BLOCK, 1)], 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import isqrt
 
 import torch
@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from nystromer.checks import check_positive
 from nystromer.compat.lucidrains import NystromAttention
-from nystromer.mil.models.batch import pad_bags, real_patches
+from nystromer.mil.models.batch import embedded, pad_bags, real_patches
+from nystromer.mil.models.class_row import class_row
 
 MODES = ("fixed", "legacy", "exact")
 
@@ -83,19 +84,50 @@ class TransMIL(nn.Module):
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """features: [B, N, D], any dtype; mask: bool [B, N]. Returns logits [B, num_classes]."""
         mask = real_patches(features, mask, self.width)
-        patches = self._fc1(features.to(self.cls_token.dtype))
-        bags = [
-            torch.cat([self.cls_token[0], squared(x if real.all() else x[real])])
-            for x, real in zip(patches, mask, strict=True)
-        ]
-        lengths = [len(bag) for bag in bags]  # 1 + S²
-        x = pad_bags(bags)[0]
-        del patches, bags
+        return self.read(embedded(self.embed, features), mask)
+
+    @property
+    def embed(self) -> nn.Module:
+        """The first layer, which makes h = relu(W x) of every patch."""
+        return self._fc1
+
+    def read(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Reads bags of embedded patches, h [B, N, C]. Returns logits [B, num_classes]."""
+        for layer, x, lengths in self.layers(h, mask):
+            if layer is self.last:  # the head reads the class token alone
+                return self._fc2(self.norm(layer.class_row(x, lengths)))
+        raise AssertionError
+
+    def layers(
+        self, h: Tensor, mask: Tensor | None = None
+    ) -> Iterator[tuple[Layer, Tensor, list[int]]]:
+        """Yields every attention layer with its input, one after the other.
+
+        The input is [B, T, C]: of every bag the class token, its patches, and the first of them
+        again up to a square. Then come the tokens that a bag has, 1 + S².
+        """
+        x, lengths = self._tokens(h, mask)
         for i in range(1, self.num_layers + 1):
-            x = getattr(self, f"layer{i}")(x, lengths)
-            if i == 1:
-                x = self.pos_layer(x, lengths)
-        return self._fc2(self.norm(x[:, 0]))
+            layer = getattr(self, f"layer{i}")
+            yield layer, x, lengths
+            if layer is not self.last:
+                x = layer(x, lengths)
+                x = self.pos_layer(x, lengths) if i == 1 else x
+
+    @property
+    def last(self) -> nn.Module:
+        """The last attention layer."""
+        return getattr(self, f"layer{self.num_layers}")
+
+    def _tokens(self, h: Tensor, mask: Tensor | None) -> tuple[Tensor, list[int]]:
+        if mask is None or mask.all():
+            x = torch.cat(
+                [self.cls_token.expand(len(h), -1, -1), h, h[:, : missing(h.shape[1])]], 1
+            )
+            return x, [x.shape[1]] * len(x)
+        real = [x[is_real] for x, is_real in zip(h, mask, strict=True)]
+        bags = [torch.cat([self.cls_token[0], x, x[: missing(len(x))]]) for x in real]
+        return pad_bags(bags)[0], [len(bag) for bag in bags]
 
 
 class Layer(nn.Module):
@@ -107,7 +139,7 @@ class Layer(nn.Module):
         super().__init__()
         self.mode = mode
         self.norm = nn.LayerNorm(dim)
-        self.attn: nn.Module
+        self.attn: NystromAttention | ExactAttention
         if mode == "exact":
             self.attn = ExactAttention(dim, heads, kernel, dropout)
         else:
@@ -128,10 +160,25 @@ class Layer(nn.Module):
         if self.mode == "legacy":  # the old rules mix the bags of a batch: one at a time
             alone = [self.attn(bag[None, :n])[0] for bag, n in zip(y, lengths, strict=True)]
             return x + pad_bags(alone)[0]
-        if min(lengths) == x.shape[1]:
-            return x + self.attn(y)
-        ends = torch.tensor(lengths, device=x.device)[:, None]
-        return x + self.attn(y, mask=torch.arange(x.shape[1], device=x.device) < ends)
+        return x + self.attn(y, **real_tokens(x, lengths))
+
+    def class_row(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Returns the first row of `forward`, the class token's, [B, C], for less."""
+        y = self.norm(x)
+        if isinstance(self.attn, ExactAttention):
+            return x[:, 0] + self.attn(y, rows=1, **real_tokens(x, lengths))[:, 0]
+        if self.mode == "legacy":
+            bags = [class_row(self.attn, bag[None, :n]) for bag, n in zip(y, lengths, strict=True)]
+            return x[:, 0] + torch.cat(bags)
+        return x[:, 0] + class_row(self.attn, y, **real_tokens(x, lengths))
+
+
+def real_tokens(x: Tensor, lengths: Sequence[int]) -> dict[str, Tensor]:
+    """Returns the mask of the real tokens of x, [B, T], or nothing if all are."""
+    if min(lengths) == x.shape[1]:
+        return {}
+    ends = torch.tensor(lengths, device=x.device)[:, None]
+    return {"mask": torch.arange(x.shape[1], device=x.device) < ends}
 
 
 class ExactAttention(nn.Module):
@@ -149,15 +196,16 @@ class ExactAttention(nn.Module):
                 heads, heads, shape, padding=padding, groups=heads, bias=False
             )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x: [B, T, C]; mask: real tokens, bool [B, T]. Returns [B, T, C]."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, rows: int | None = None) -> Tensor:
+        """x: [B, T, C]; mask: real tokens, bool [B, T]; rows: how many are wanted, all if None.
+        Returns [B, rows, C]."""
         q, k, v = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         keys = None
         if mask is not None:
             v, keys = v.masked_fill(~mask[:, None, :, None], 0.0), mask[:, None, None]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        y = F.scaled_dot_product_attention(q[:, :, :rows], k, v, attn_mask=keys)
         if self.res_conv is not None:
-            y = y + self.res_conv(v)
+            y = y + self.res_conv(v)[:, :, :rows]
         return self.to_out(y.transpose(1, 2).flatten(2))
 
 
@@ -178,15 +226,21 @@ class PPEG(nn.Module):
         kernel = self.proj.weight + F.pad(self.proj1.weight, (1,) * 4)
         kernel = kernel + F.pad(self.proj2.weight, (2,) * 4)
         bias = self.proj.bias + self.proj1.bias + self.proj2.bias  # type: ignore[operator]
-        bags = []
-        for tokens, n in zip(x, lengths, strict=True):
-            square = tokens[1:n].T.unflatten(1, (isqrt(n - 1), -1))  # [C, S, S]
-            moved = F.conv2d(square[None], kernel, bias, padding=3, groups=len(square))[0]
-            bags.append(torch.cat([tokens[:1], tokens[1:n] + moved.flatten(1).T]))
-        return pad_bags(bags)[0]
+        parts = (
+            [x] if min(lengths) == x.shape[1] else [x[i : i + 1, :n] for i, n in enumerate(lengths)]
+        )
+        moved = [self._moved(part, kernel, bias) for part in parts]
+        return moved[0] if len(parts) == 1 else pad_bags([part[0] for part in moved])[0]
+
+    def _moved(self, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        """Bags of one size, [B, 1 + S², C]."""
+        side = isqrt(x.shape[1] - 1)
+        square = x[:, 1:].mT.unflatten(2, (side, side))  # [B, C, S, S]
+        y = F.conv2d(square, kernel, bias, padding=3, groups=x.shape[2])
+        return torch.cat([x[:, :1], x[:, 1:] + y.flatten(2).mT], 1)
 
 
-def squared(x: Tensor) -> Tensor:
-    """Returns x [N, C] with its first rows repeated behind the last, up to a square number."""
-    side = isqrt(len(x) - 1) + 1  # the least S with S² >= N
-    return torch.cat([x, x[: side * side - len(x)]])
+def missing(patches: int) -> int:
+    """Returns how many patches are repeated, so that there are S² of them."""
+    side = isqrt(patches - 1) + 1  # the least S with S² >= N
+    return side * side - patches
