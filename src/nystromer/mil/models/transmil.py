@@ -14,6 +14,7 @@ from nystromer.compat.lucidrains import NystromAttention
 from nystromer.mil.models.batch import embedded, pad_bags, real_patches
 from nystromer.mil.models.class_row import class_row
 
+ROWS = 256  # of exact attention maps, at a time
 MODES = ("fixed", "legacy", "exact")
 
 
@@ -71,7 +72,7 @@ class TransMIL(nn.Module):
             )
         landmarks = embed_dim // 2 if num_landmarks is None else num_landmarks
         check_positive("num_landmarks", landmarks)
-        self.width, self.num_layers = width, num_layers
+        self.width, self.num_layers, self.num_heads = width, num_layers, num_heads
         self._fc1 = nn.Sequential(nn.Linear(width, embed_dim), nn.ReLU() if relu else nn.Identity())
         self.cls_token = nn.Parameter(torch.randn(1, 1, embed_dim))
         self.pos_layer = PPEG(embed_dim)
@@ -207,6 +208,21 @@ class ExactAttention(nn.Module):
         if self.res_conv is not None:
             y = y + self.res_conv(v)[:, :, :rows]
         return self.to_out(y.transpose(1, 2).flatten(2))
+
+    def attention_rows(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+        """Returns rows of every head's attention map, [B, H, R, T]. x: [B, T, C]."""
+        q, k = self._queries_and_keys(x)
+        return (q[:, :, rows] @ k.mT).softmax(-1)
+
+    def weighted_attention_rows(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Returns sums of rows, weights [B, R, T], of every head's attention map, [B, H, R, T]."""
+        q, k = self._queries_and_keys(x)
+        blocks = zip(weights[:, None].split(ROWS, 3), q.split(ROWS, 2), strict=True)
+        return torch.stack([some @ (part @ k.mT).softmax(-1) for some, part in blocks]).sum(0)
+
+    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, _ = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q * q.shape[3] ** -0.5, k
 
 
 class PPEG(nn.Module):
