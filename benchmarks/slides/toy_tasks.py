@@ -30,7 +30,7 @@ from nystromer.mil.maps import METHODS, explain, for_class
 from nystromer.mil.maps.faithfulness import flip, random_map
 from nystromer.mil.models import Model, build_model
 
-PATCHES, BATCH, UPDATES, TEST_BAGS = 50, 32, 800, 60
+PATCHES, BATCH, UPDATES, TEST_BAGS = 50, 32, 600, 40
 MODELS = {
     "transmil": {"embed_dim": 64, "num_heads": 4, "num_landmarks": 16, "conv_kernel_size": 9},
     "abmil": {"embed_dim": 64, "attention_dim": 32},
@@ -104,14 +104,6 @@ TASKS = {
         lambda digit, x, label: int(label == 1 and digit in pairs(x)),
     ),
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    task: str
-    model: str
-    seed: int
-    method: str
 
 
 class Bags:

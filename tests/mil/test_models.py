@@ -10,7 +10,9 @@ import torchmil.models
 from torch.nn import functional as F
 
 from memory import number_printed
+from nystromer.compat.lucidrains import NystromAttention
 from nystromer.mil.models import MODELS, TransMIL, build_model, load_transmil, pad_bags
+from nystromer.mil.models.short_bags import short_bags
 
 WIDTH, CLASSES = 24, 3
 SMALL = {"embed_dim": 32, "num_landmarks": 8, "num_heads": 4, "conv_kernel_size": 5}
@@ -121,6 +123,16 @@ def test_the_class_row_is_the_first_row_of_the_last_layer(mode, kernel):
             for y in (row, same)
         )
         torch.testing.assert_close(grads, same_grads, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("tokens", [2, 10, 15, 16])
+def test_short_bags_in_legacy_mode_need_no_padding(tokens):
+    attention = old.NystromAttention(32, 8, 4, num_landmarks=16, residual_conv_kernel=5).double()
+    ours = NystromAttention(32, 8, 4, num_landmarks=16, residual_conv_kernel=5).double()
+    ours.load_state_dict(attention.state_dict())
+    x = 3 * torch.randn(3, tokens, 32, dtype=torch.float64)
+    alone = torch.cat([attention(bag[None]) for bag in x])
+    torch.testing.assert_close(short_bags(ours, x), alone, rtol=1e-9, atol=1e-9)
 
 
 def test_features_of_any_dtype_are_embedded_by_blocks(monkeypatch):

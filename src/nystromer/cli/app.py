@@ -13,6 +13,7 @@ from nystromer.cli.encoders import calibrate, convert, inspect
 from nystromer.cli.lra import lra, lra_data
 from nystromer.cli.measuring import bench, demo
 from nystromer.cli.mil import mil
+from nystromer.cli.mil_maps import faithfulness, heatmap
 from nystromer.cli.pretraining import pretrain
 from nystromer.cli.training import predict, train
 
@@ -39,4 +40,6 @@ app = typer.Typer(
 )
 for command in COMMANDS:
     app.command()(finite(command))
+mil.command()(finite(heatmap))
+mil.command()(finite(faithfulness))
 app.add_typer(mil, name="mil")

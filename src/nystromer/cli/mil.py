@@ -78,7 +78,7 @@ def inspect(
         options = {"label_column": label_column, "time_column": time_column}
         said = read_labels(labels, slides=slides, **options)
     every_split = [] if splits is None else read_splits(splits)
-    found = list(scan(folder, track=lambda files: _watched(files, "Looking at files")))
+    found = list(scan(folder, track=lambda files: watched(files, "Looking at files")))
     broken = [x for x in found if isinstance(x, ValueError)]
     bags = sorted((x for x in found if not isinstance(x, ValueError)), key=lambda x: x.id)
     cohort = gather(bags, said, by=bag)
@@ -105,14 +105,14 @@ def inspect(
         split.check({} if said is None else said.patients())
 
 
-def _watched(items: Sequence[Item], what: str) -> Iterable[Item]:
+def watched(items: Sequence[Item], what: str) -> Iterable[Item]:
     """A progress bar on a terminal; it goes away when it is done."""
     console = Console(stderr=True)
     return track(items, what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _unreadable(bags: Sequence[Bag]) -> Iterable[ValueError]:
-    for bag in _watched(bags, "Reading features"):
+    for bag in watched(bags, "Reading features"):
         try:
             bag.features()
         except ValueError as error:

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nystromer.mil.models import ABMIL, Model, TransMIL
+from nystromer.mil.models import ABMIL, TransMIL
 from nystromer.mil.models.batch import embedded
 from nystromer.mil.models.transmil import Layer
 
 
 @torch.no_grad()
 def attention(
-    model: Model, features: Tensor, layer: int | None = None, head: int | None = None
+    model: TransMIL | ABMIL, features: Tensor, layer: int | None = None, head: int | None = None
 ) -> Tensor:
     r"""Returns the class token's row of a layer's attention map, [N]; of ABMIL its weights.
 
@@ -27,24 +27,23 @@ def attention(
         head: From 1; the mean of all if None.
 
     Raises:
-        ValueError: If the model has no such layer or head, or no attention.
+        ValueError: If the model has no such layer or head.
     """
     if isinstance(model, ABMIL):
         for name, number in (("layer", layer), ("head", head)):
             check_number(name, number, 1)
         return model.attention(features[None])[0]
-    transmil = _transmil(model, "attention")
-    check_number("layer", layer, transmil.num_layers)
-    check_number("head", head, transmil.num_heads)
-    for number, (block, x) in enumerate(_layers(transmil, features), 1):
-        if number == (layer or transmil.num_layers):
+    check_number("layer", layer, model.num_layers)
+    check_number("head", head, model.num_heads)
+    for number, (block, x) in enumerate(_layers(model, features), 1):
+        if number == (layer or model.num_layers):
             rows = block.attn.attention_rows(block.norm(x), [0])[0, :, 0]  # [H, T]
             return folded(_of_head(rows, head), len(features))
     raise AssertionError
 
 
 @torch.no_grad()
-def rollout(model: Model, features: Tensor, head: int | None = None) -> Tensor:
+def rollout(model: TransMIL, features: Tensor, head: int | None = None) -> Tensor:
     r"""Returns the class token's row of (A_L + I)/2 · … · (A_1 + I)/2, [N].
 
     A_l is the mean over heads of layer l's map; adding I stands for the residual connection (Abnar
@@ -58,11 +57,10 @@ def rollout(model: Model, features: Tensor, head: int | None = None) -> Tensor:
         head: From 1, the same in all layers; the mean of all if None.
 
     Raises:
-        ValueError: If the model is another, or has no such head.
+        ValueError: If the model has no such head.
     """
-    transmil = _transmil(model, "rollout")
-    check_number("head", head, transmil.num_heads)
-    blocks = list(_layers(transmil, features))
+    check_number("head", head, model.num_heads)
+    blocks = list(_layers(model, features))
     row = torch.zeros(1, 1, blocks[0][1].shape[1])
     row[..., 0] = 1.0
     for block, x in reversed(blocks):
@@ -88,14 +86,6 @@ def check_number(name: str, number: int | None, most: int) -> None:
     """
     if number is not None and not 1 <= number <= most:
         raise ValueError(f"`--{name}` must lie in 1 ... {most} for this model, got {number}.")
-
-
-def _transmil(model: Model, method: str) -> TransMIL:
-    if not isinstance(model, TransMIL):
-        raise ValueError(
-            f"{type(model).__name__} has no {method} between patches; use --method single."
-        )
-    return model
 
 
 def _layers(model: TransMIL, features: Tensor) -> Iterator[tuple[Layer, Tensor]]:

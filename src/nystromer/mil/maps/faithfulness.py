@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from nystromer.mil.maps.evidence import Evidence
-from nystromer.mil.models import Model
+from nystromer.mil.models import Model, pad_bags
 
 STEPS = 20
+TOGETHER = 4096  # patches in a batch of small bags
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,16 @@ def flip(model: Model, features: Tensor, scores: Tensor, evidence: Evidence) -> 
     """
     n = len(features)
     counts = sorted({min(round(i * n / STEPS), n - 1) for i in range(STEPS + 1)})
+    together = max(1, TOGETHER // n)  # bags in a batch
+    batches = [counts[i : i + together] for i in range(0, len(counts), together)]
     order = scores.argsort(descending=True, stable=True)
 
     def curve(gone_first: Tensor) -> Tensor:
-        kept = (gone_first[count:].sort().values for count in counts)
-        return torch.cat([evidence(model(features[rest][None])) for rest in kept]).sigmoid()
+        answers = []
+        for some in batches:
+            bags = [features[gone_first[count:].sort().values] for count in some]
+            answers.append(evidence(model(*pad_bags(bags))))
+        return torch.cat(answers).float().sigmoid()
 
     return Flipping(torch.tensor(counts) / n, curve(order), curve(order.flip(0)))
 

@@ -8,10 +8,11 @@ from nystromer.mil.maps.attention import attention, rollout
 from nystromer.mil.maps.evidence import Evidence
 from nystromer.mil.maps.gradients import gradient, integrated_gradients
 from nystromer.mil.maps.single import single
-from nystromer.mil.models import Model
+from nystromer.mil.models import ABMIL, Model, TransMIL
 
 SIGNED = ("single", "gradient", "ig")  # these say what speaks against the class, too
 METHODS = (*SIGNED, "attention", "rollout")
+DEFAULT = "single"
 
 
 def explain(
@@ -19,7 +20,7 @@ def explain(
     features: Tensor,
     evidence: Evidence,
     *,
-    method: str = "single",
+    method: str = DEFAULT,
     layer: int | None = None,
     head: int | None = None,
 ) -> Tensor:
@@ -45,17 +46,40 @@ def explain(
         >>> explain(model, torch.randn(1000, 384), for_class(1), method="rollout").shape
         torch.Size([1000])
     """
-    if method not in METHODS:
-        raise ValueError(f"`--method` must be one of {', '.join(METHODS)}, got {method!r}.")
+    check_method(model, method)
     for name, number, users in (
         ("layer", layer, ("attention",)),
         ("head", head, ("attention", "rollout")),
     ):
         if number is not None and method not in users:
             raise ValueError(f"`--{name}` is of {' and '.join(users)}, got it beside {method}.")
-    if method == "attention":
+    if method == "attention" and isinstance(model, (TransMIL, ABMIL)):
         return attention(model, features, layer, head).float()
-    if method == "rollout":
+    if method == "rollout" and isinstance(model, TransMIL):
         return rollout(model, features, head).float()
     by = {"single": single, "gradient": gradient, "ig": integrated_gradients}[method]
     return by(model, features, evidence).float()
+
+
+def refusal(model: Model, method: str) -> str | None:
+    """Returns why a model has not what a method needs, or None if it has."""
+    try:
+        check_method(model, method)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def check_method(model: Model, method: str) -> None:
+    """Checks that there is such a method, and that the model has what it needs.
+
+    Raises:
+        ValueError: If not.
+    """
+    if method not in METHODS:
+        raise ValueError(f"`--method` must be one of {', '.join(METHODS)}, got {method!r}.")
+    needs = {"attention": (TransMIL, ABMIL), "rollout": (TransMIL,)}.get(method)
+    if needs is not None and not isinstance(model, needs):
+        raise ValueError(
+            f"{type(model).__name__} has no {method} between patches; use --method single."
+        )

@@ -81,3 +81,18 @@ def embedded(layer: nn.Module, features: Tensor) -> Tensor:
     if features.dtype == dtype or features.numel() == 0:
         return layer(features)
     return torch.cat([layer(part.to(dtype)) for part in features.split(BLOCK, 1)], 1)
+
+
+def alike(x: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Returns x [B, T, C] as it is if its bags are of one size, else bag by bag, [1, T, C]."""
+    if min(lengths) == x.shape[1]:
+        return [x]
+    return [bag[None, :n] for bag, n in zip(x, lengths, strict=True)]
+
+
+def real_tokens(x: Tensor, lengths: Sequence[int]) -> dict[str, Tensor]:
+    """Returns the mask of the real tokens of x, [B, T], or nothing if all are."""
+    if min(lengths) == x.shape[1]:
+        return {}
+    ends = torch.tensor(lengths, device=x.device)[:, None]
+    return {"mask": torch.arange(x.shape[1], device=x.device) < ends}

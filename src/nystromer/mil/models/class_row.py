@@ -21,7 +21,7 @@ def class_row(attention: NystromAttention, x: Tensor, mask: Tensor | None = None
     the convolution and the projection back are saved.
 
     Args:
-        attention: In legacy mode for bags one at a time.
+        attention: In legacy mode for one bag of more than M tokens.
         x: Tokens, [B, T, C], the class token first.
         mask: Real tokens, bool [B, T].
     """

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from math import isqrt
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,10 @@ from torch.nn import functional as F
 
 from nystromer.checks import check_positive
 from nystromer.compat.lucidrains import NystromAttention
-from nystromer.mil.models.batch import embedded, pad_bags, real_patches
+from nystromer.mil.models.batch import alike, embedded, pad_bags, real_patches, real_tokens
 from nystromer.mil.models.class_row import class_row
+from nystromer.mil.models.ppeg import PPEG, missing
+from nystromer.mil.models.short_bags import short_bags
 
 ROWS = 256  # of exact attention maps, at a time
 MODES = ("fixed", "legacy", "exact")
@@ -158,28 +159,29 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """x: [B, T, C], of which a bag's first tokens are real. Returns [B, T, C]."""
         y = self.norm(x)
-        if self.mode == "legacy":  # the old rules mix the bags of a batch: one at a time
-            alone = [self.attn(bag[None, :n])[0] for bag, n in zip(y, lengths, strict=True)]
-            return x + pad_bags(alone)[0]
-        return x + self.attn(y, **real_tokens(x, lengths))
+        if self.mode != "legacy":
+            return x + self.attn(y, **real_tokens(x, lengths))
+        alone = [self._legacy(bags) for bags in alike(y, lengths)]
+        return x + (alone[0] if len(alone) == 1 else pad_bags([bag[0] for bag in alone])[0])
 
     def class_row(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """Returns the first row of `forward`, the class token's, [B, C], for less."""
         y = self.norm(x)
         if isinstance(self.attn, ExactAttention):
             return x[:, 0] + self.attn(y, rows=1, **real_tokens(x, lengths))[:, 0]
-        if self.mode == "legacy":
-            bags = [class_row(self.attn, bag[None, :n]) for bag, n in zip(y, lengths, strict=True)]
-            return x[:, 0] + torch.cat(bags)
-        return x[:, 0] + class_row(self.attn, y, **real_tokens(x, lengths))
+        if self.mode != "legacy":
+            return x[:, 0] + class_row(self.attn, y, **real_tokens(x, lengths))
+        return x[:, 0] + torch.cat([self._legacy(bags, class_row) for bags in alike(y, lengths)])
 
-
-def real_tokens(x: Tensor, lengths: Sequence[int]) -> dict[str, Tensor]:
-    """Returns the mask of the real tokens of x, [B, T], or nothing if all are."""
-    if min(lengths) == x.shape[1]:
-        return {}
-    ends = torch.tensor(lengths, device=x.device)[:, None]
-    return {"mask": torch.arange(x.shape[1], device=x.device) < ends}
+    def _legacy(self, bags: Tensor, of: Callable[..., Tensor] | None = None) -> Tensor:
+        """The attention of bags of one size, [B, T, C], or its class_row, [B, C]. The old rules mix
+        the bags of a batch, so that long ones go one at a time."""
+        assert isinstance(self.attn, NystromAttention)
+        if bags.shape[1] <= self.attn.num_landmarks:
+            short = short_bags(self.attn, bags)
+            return short if of is None else short[:, 0]
+        ones = bags.split(1)
+        return torch.cat([self.attn(x) if of is None else of(self.attn, x) for x in ones])
 
 
 class ExactAttention(nn.Module):
@@ -223,40 +225,3 @@ class ExactAttention(nn.Module):
     def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         q, k, _ = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q * q.shape[3] ** -0.5, k
-
-
-class PPEG(nn.Module):
-    """The square of patches plus three depthwise convolutions of it, 7 x 7, 5 x 5 and 3 x 3.
-
-    The three are one 7 x 7 convolution with the sum of their kernels. The class token passes by.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
-        self.proj1 = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
-        self.proj2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-
-    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        """x: [B, T, C]; lengths: 1 + S² of every bag. Returns [B, T, C]."""
-        kernel = self.proj.weight + F.pad(self.proj1.weight, (1,) * 4)
-        kernel = kernel + F.pad(self.proj2.weight, (2,) * 4)
-        bias = self.proj.bias + self.proj1.bias + self.proj2.bias  # type: ignore[operator]
-        parts = (
-            [x] if min(lengths) == x.shape[1] else [x[i : i + 1, :n] for i, n in enumerate(lengths)]
-        )
-        moved = [self._moved(part, kernel, bias) for part in parts]
-        return moved[0] if len(parts) == 1 else pad_bags([part[0] for part in moved])[0]
-
-    def _moved(self, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-        """Bags of one size, [B, 1 + S², C]."""
-        side = isqrt(x.shape[1] - 1)
-        square = x[:, 1:].mT.unflatten(2, (side, side))  # [B, C, S, S]
-        y = F.conv2d(square, kernel, bias, padding=3, groups=x.shape[2])
-        return torch.cat([x[:, :1], x[:, 1:] + y.flatten(2).mT], 1)
-
-
-def missing(patches: int) -> int:
-    """Returns how many patches are repeated, so that there are S² of them."""
-    side = isqrt(patches - 1) + 1  # the least S with S² >= N
-    return side * side - patches

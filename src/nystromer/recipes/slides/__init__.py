@@ -1,0 +1,1 @@
+"""Training on bags of patches and predicting with it: `nystromer mil train`, `mil predict`."""
