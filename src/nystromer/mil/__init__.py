@@ -7,6 +7,8 @@ features/      bags.py: one bag, read when it is asked for; folders.py: all of a
 tables/        labels.py: classes, survival and patients of slides; splits.py: what is for training
 cohort.py      bags and labels together
 models/        TransMIL, gated ABMIL, mean, max
+maps/          which patches made a model say what it says, and how far such maps can be trusted
+slides.py      the slide itself
 """
 
 from nystromer.mil.cohort import Cohort, gather

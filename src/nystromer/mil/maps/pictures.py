@@ -14,7 +14,8 @@ from nystromer.mil.slides import Slide
 from nystromer.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, colour_bar, label
 from nystromer.plots.style import grid as grid_lines
 
-LONGEST, ENDS, PIXELS = 2000, 8, 160  # of a thumbnail; patches of either end; a side of these
+LONGEST, ENDS = 2000, 8  # pixels of a thumbnail; patches of either end
+PIXELS, GAP = 160, 12  # of a patch, and between two
 COLOURS = (BLUE, ORANGE, GREEN, RED, BLACK)
 
 
@@ -32,8 +33,8 @@ def overlay_figure(found: Map, slide: Slide | None = None) -> Figure:
         left, right, bottom, top = 0.0, slide.width, slide.height, 0.0
     ratio = np.clip((bottom - top) / max(right - left, 1e-9), 0.3, 2.5)
     panels = 2 if slide is not None else 1
-    figure = Figure((min(7.0, 9 / ratio) * panels, min(7.0 * ratio, 9.0) + 1.2), 150)
-    figure.set_layout_engine("constrained")
+    size = (min(6.0, 8 / ratio) * panels, min(6.0 * ratio, 8.0) + 1.3)
+    figure = Figure(size, 150, layout="compressed")
     every = np.atleast_1d(figure.subplots(1, panels))
     axes = every[-1]
     if slide is not None:
@@ -56,7 +57,7 @@ def overlay_figure(found: Map, slide: Slide | None = None) -> Figure:
     title = found.explained if slide is not None else f"{found.id}: {found.explained}"
     label(axes, title, "", "")
     what = f"{found.method}, log-odds" if signed else f"{found.method}, share of lower patches"
-    colour_bar(figure, shown, axes, what, 30)
+    colour_bar(figure, shown, list(every), what, 40)
     return figure
 
 
@@ -66,17 +67,17 @@ def sheet_figure(found: Map, slide: Slide) -> Figure:
     order = found.scores.argsort(kind="stable")[::-1]
     count = min(ENDS, len(order))
     figure = Figure((1.5 * count, 3.9), 150, layout="constrained")
-    rows = figure.subplots(2, count, squeeze=False)
-    for axes_of_row, places, title in (
-        (rows[0], order[:count], "highest"),
-        (rows[1], order[-count:], "lowest"),
-    ):
-        for i, (axes, n) in enumerate(zip(axes_of_row, places, strict=True)):
+    ends = {"highest scores": order[:count], "lowest scores": order[-count:]}
+    for axes, (title, patches) in zip(figure.subplots(2, 1), ends.items(), strict=True):
+        row = np.full((PIXELS, count * (PIXELS + GAP) - GAP, 3), 255, np.uint8)
+        for i, n in enumerate(patches):
+            left = i * (PIXELS + GAP)
             x, y = found.places.corners[n]
-            axes.imshow(slide.patch(x, y, found.places.side, PIXELS))
-            axes.set_axis_off()
-            score = f"{found.scores[n]:.3g}"
-            axes.set_title(f"{title}: {score}" if i == 0 else score, loc="left", size=10)
+            row[:, left : left + PIXELS] = slide.patch(x, y, found.places.side, PIXELS)
+            axes.text(left, PIXELS + GAP, f"{found.scores[n]:.3g}", va="top", size=9)
+        axes.imshow(row)
+        axes.set_title(title, loc="left", size=11)
+        axes.set_axis_off()
     return figure
 
 
