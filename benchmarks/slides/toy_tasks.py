@@ -1,4 +1,4 @@
-"""Maps where the right one is known: every method on bags of handwritten digits.
+"""Shows how good every map is where the right one is known: bags of handwritten digits.
 
     python -m benchmarks slides.toy_tasks
 

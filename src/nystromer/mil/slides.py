@@ -67,7 +67,7 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
         raise ValueError(f"There is no slide {path}; name a file that openslide reads.")
     library = _library()
     with said_when_broken(path):
-        handle = (library.OpenSlide if hasattr(library, "OpenSlide") else library.TiffSlide)(path)
+        handle = (library.TiffSlide if hasattr(library, "TiffSlide") else library.OpenSlide)(path)
         width, height = handle.dimensions
         said = next((float(handle.properties[x]) for x in MPP if handle.properties.get(x)), None)
     return Slide(path, handle, width, height, said if mpp is None else mpp)
