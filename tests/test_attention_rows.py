@@ -4,7 +4,7 @@ import torch
 import oracle
 from cases import CASES, Case, assert_close, make_inputs
 from nystromer import nystrom_attention, nystrom_attention_rows
-from nystromer.attention_rows import BLOCK
+from nystromer.attention_rows import BLOCK, weighted_attention_rows
 
 
 @pytest.mark.parametrize(
@@ -140,3 +140,25 @@ def test_rows_of_a_list_are_checked_where_they_are_compiled():
     compiled = torch.compile(Rows([50]), backend="aot_eager")
     with pytest.raises(Exception, match=r"`rows` must lie in 0 ... 49"):
         compiled(*case_of_rows(False))
+
+
+@pytest.mark.parametrize("n", [5, 32, 100])
+@pytest.mark.parametrize("init", ["matrix", "sequence"])
+def test_weighted_attention_rows_are_sums_of_rows(n, init, monkeypatch):
+    monkeypatch.setattr("nystromer.attention_rows.BLOCK", 32)
+    q, k = torch.randn(2, 2, 2, n, 8, dtype=torch.float64)
+    weights = torch.randn(2, 3, n, dtype=torch.float64)
+    mask = torch.rand(2, n) < 0.8
+    mask[1, 4:] = False
+    for real in (None, mask):
+        settings = {"num_landmarks": 7, "mask": real, "pinv_init": init, "scale": 0.3}
+        rows = nystrom_attention_rows(q, k, range(n), **settings)
+        got = weighted_attention_rows(q, k, weights, **settings)
+        torch.testing.assert_close(got, weights[:, None] @ rows, rtol=1e-9, atol=1e-11)
+
+
+def test_weighted_attention_rows_refuse_other_weights():
+    q = torch.randn(2, 2, 9, 8)
+    for shape in ([2, 9], [1, 1, 9], [2, 1, 8]):
+        with pytest.raises(ValueError, match=r"must be \[B, R, N\] with B = 2 and N = 9 rows"):
+            weighted_attention_rows(q, q, torch.randn(shape))

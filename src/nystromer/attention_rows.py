@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from nystromer.layout import at_most_tokens, batched, batched_mask, repeat_heads
 from nystromer.pinv import Pinv
 from nystromer.precision import accumulation_dtype, autocast_inputs, without_autocast
 
+Table = Callable[[Tensor], Tensor]
 BLOCK = 2048  # keys whose [M, block] logits exist at a time
 
 
@@ -63,53 +64,123 @@ def nystrom_attention_rows(
         >>> nystrom_attention_rows(q, k, rows=[0], num_landmarks=256).shape
         torch.Size([1, 8, 1, 10001])
     """
+    q, k, mask = _prepared(query, key, mask, enable_gqa)
+    check_positive("num_landmarks", num_landmarks)
+    check_pinv(pinv_iterations, pinv_init, pinv_ridge)
+    rows = check_rows(rows, q.shape[2], q.device)
+    pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
+
+    def selected(table: Table, queries: Tensor) -> Tensor:
+        return table(queries[:, :, rows])
+
+    with without_autocast(q):
+        result = _rows(q, k, selected, num_landmarks, mask, softmax_scale(scale, q), pinv)
+    if mask is not None and q.shape[2] == k.shape[2]:
+        result = result.masked_fill(~mask[:, None, rows, None], 0.0)
+    return unbatched(result, query)
+
+
+def weighted_attention_rows(
+    query: Tensor,
+    key: Tensor,
+    weights: Tensor,
+    *,
+    num_landmarks: int = 64,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    pinv_iterations: int = 6,
+    pinv_init: str = "matrix",
+) -> Tensor:
+    r"""Sums of rows of the same map: weights · kernel_1 · kernel_2⁺ · kernel_3, read left to right.
+
+    What attention rollout multiplies layer by layer, in O((N + R) M) where the map itself takes N².
+
+    Args:
+        query: Q, [B, H, N, D].
+        key: K, [B, H, N, D].
+        weights: Of the rows, [B, R, N]; those of padding count as zero.
+        num_landmarks, mask, scale, pinv_iterations, pinv_init: As `nystrom_attention`.
+
+    Returns:
+        [B, H, R, N], dtype of `query`; zero at padding.
+
+    Raises:
+        TypeError, ValueError: As `nystrom_attention`, or if weights have another shape.
+
+    Example:
+        >>> q, k = torch.randn(2, 1, 8, 5_000, 64)
+        >>> weighted_attention_rows(q, k, torch.rand(1, 1, 5_000)).shape
+        torch.Size([1, 8, 1, 5000])
+    """
+    q, k, mask = _prepared(query, key, mask)
+    check_positive("num_landmarks", num_landmarks)
+    check_pinv(pinv_iterations, pinv_init)
+    if weights.dim() != 3 or (weights.shape[0], weights.shape[2]) != (q.shape[0], q.shape[2]):
+        raise ValueError(
+            f"`weights` must be [B, R, N] with B = {q.shape[0]} and N = {q.shape[2]} rows to "
+            f"weigh, got {list(weights.shape)}."
+        )
+    weights = weights.to(accumulation_dtype(q.dtype))[:, None]  # [B, 1, R, N]
+    if mask is not None:
+        weights = weights.masked_fill(~mask[:, None, None], 0.0)
+    pinv = Pinv(pinv_iterations, pinv_init)
+
+    def summed(table: Table, queries: Tensor) -> Tensor:
+        blocks = zip(weights.split(BLOCK, 3), queries.split(BLOCK, 2), strict=True)
+        parts = (some @ table(part) for some, part in blocks)
+        return sum(parts, weights.new_zeros(()))
+
+    with without_autocast(q):
+        return _rows(q, k, summed, num_landmarks, mask, softmax_scale(scale, q), pinv)
+
+
+def _prepared(
+    query: Tensor, key: Tensor, mask: Tensor | None, enable_gqa: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Queries and keys [B, H, N, D] as autocast wants them, and their mask, [B, Nk]."""
     q, k = batched(query=query, key=key)
     mask = batched_mask("mask", mask, key)
     q, k = autocast_inputs(q, k)
     if enable_gqa:
         k = repeat_heads(k, "key", q)
     check_query_key(q, k)
-    check_positive("num_landmarks", num_landmarks)
-    check_pinv(pinv_iterations, pinv_init, pinv_ridge)
-    rows = check_rows(rows, q.shape[2], q.device)
-    pinv = Pinv(pinv_iterations, pinv_init, pinv_ridge)
-    with without_autocast(q):
-        result = _rows(q, k, rows, num_landmarks, mask, softmax_scale(scale, q), pinv)
-    return unbatched(result, query)
+    return q, k, mask
 
 
 def _rows(
     query: Tensor,
     key: Tensor,
-    rows: Tensor,
+    wanted: Callable[[Table, Tensor], Tensor],
     num_landmarks: int,
     mask: Tensor | None,
     scale: float,
     pinv: Pinv,
 ) -> Tensor:
-    """The rows of a batch [B, H, N, D], [B, H, R, Nk]."""
+    """The wanted rows of a batch [B, H, N, D], [B, H, R, Nk].
+
+    `wanted` is given queries, [B, H, N, D], and what makes a table [B, H, n, X] of any n of them,
+    and returns the table's rows that are wanted, or sums of them, [B, H, R, X].
+    """
     query_mask = mask if query.shape[2] == key.shape[2] else None
     if key.shape[2] == 0:
-        return query.new_zeros(*query.shape[:2], len(rows), 0)
+        return wanted(lambda some: some[..., :0], query)
     q, k = (x.to(accumulation_dtype(x.dtype)) for x in (query, key))
     q, k = zero_padding(q, query_mask), zero_padding(k, mask)
-    q_rows = scale * q[:, :, rows]  # [B, H, R, D]
     m = at_most_tokens(num_landmarks, q.shape[2], k.shape[2])
     exact = _exact(query, query_mask, m) | _exact(key, mask, m)
 
     q_tilde = scale * _landmarks(q, m, query_mask)  # [B, H, M, D]
     k_tilde = _landmarks(k, m, mask)
-    kernel_1 = torch.softmax(q_rows @ k_tilde.mT, -1)  # [B, H, R, M]
+    kernel_1 = wanted(lambda some: torch.softmax(scale * some @ k_tilde.mT, -1), q)  # [B, H, R, M]
     kernel_2 = torch.softmax(q_tilde @ k_tilde.mT, -1)  # [B, H, M, M]
     identity = torch.eye(m, dtype=kernel_2.dtype, device=kernel_2.device)
     kernel_2 = torch.where(exact, identity, kernel_2)
     result = _weighted_kernel_3(kernel_1 @ pinv.of(kernel_2), q_tilde, k, mask)
     if torch.compiler.is_compiling() or exact.any():  # Lemma 2
-        result = torch.where(exact, _softmax(q_rows @ k.mT, mask), result)
+        softmax = wanted(lambda some: _softmax(scale * some @ k.mT, mask), q)
+        result = torch.where(exact, softmax, result)
     if mask is not None:
         result = result.masked_fill(~mask[:, None, None], 0.0)
-    if query_mask is not None:
-        result = result.masked_fill(~query_mask[:, None, rows, None], 0.0)
     return result.to(query.dtype)
 
 

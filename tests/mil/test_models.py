@@ -10,7 +10,9 @@ import torchmil.models
 from torch.nn import functional as F
 
 from memory import number_printed
+from nystromer.compat.lucidrains import NystromAttention
 from nystromer.mil.models import MODELS, TransMIL, build_model, load_transmil, pad_bags
+from nystromer.mil.models.short_bags import short_bags
 
 WIDTH, CLASSES = 24, 3
 SMALL = {"embed_dim": 32, "num_landmarks": 8, "num_heads": 4, "conv_kernel_size": 5}
@@ -102,6 +104,42 @@ def test_settings_that_cannot_be_are_refused():
         TransMIL(3, 2, embed_dim=12)
     with pytest.raises(ValueError, match="`num_landmarks` must be at least 1, got 0"):
         TransMIL(3, 2, num_landmarks=0)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "legacy", "exact"])
+@pytest.mark.parametrize("kernel", [None, 1, 33])
+def test_the_class_row_is_the_first_row_of_the_last_layer(mode, kernel):
+    options = SMALL | {"mode": mode, "conv_kernel_size": kernel}
+    model = TransMIL(WIDTH, CLASSES, **options).double().eval()
+    for bags in ([1], [6], [7], [9], [300], [1, 300, 7, 64]):
+        batch, mask = pad_bags([bag(n).double() for n in bags])
+        layer, x, lengths = list(model.layers(model.embed(batch), mask))[-1]
+        x.retain_grad()
+        row, same = layer.class_row(x, lengths), layer(x, lengths)[:, 0]
+        torch.testing.assert_close(row, same, rtol=1e-9, atol=1e-9)
+        weights = (x, *layer.parameters())
+        grads, same_grads = (
+            torch.autograd.grad((y * (1 + batch[:, 0, :1])).sum(), weights, retain_graph=True)
+            for y in (row, same)
+        )
+        torch.testing.assert_close(grads, same_grads, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("tokens", [2, 10, 15, 16])
+def test_short_bags_in_legacy_mode_need_no_padding(tokens):
+    attention = old.NystromAttention(32, 8, 4, num_landmarks=16, residual_conv_kernel=5).double()
+    ours = NystromAttention(32, 8, 4, num_landmarks=16, residual_conv_kernel=5).double()
+    ours.load_state_dict(attention.state_dict())
+    x = 3 * torch.randn(3, tokens, 32, dtype=torch.float64)
+    alone = torch.cat([attention(bag[None]) for bag in x])
+    torch.testing.assert_close(short_bags(ours, x), alone, rtol=1e-9, atol=1e-9)
+
+
+def test_features_of_any_dtype_are_embedded_by_blocks(monkeypatch):
+    monkeypatch.setattr("nystromer.mil.models.batch.BLOCK", 7)
+    for name in MODELS:
+        model, x = small(name), bag(50).half()[None]
+        torch.testing.assert_close(model(x), model(x.float()))
 
 
 class PaperTransMIL(torch.nn.Module):

@@ -13,6 +13,7 @@ from nystromer.cli.encoders import calibrate, convert, inspect
 from nystromer.cli.lra import lra, lra_data
 from nystromer.cli.measuring import bench, demo
 from nystromer.cli.mil import mil
+from nystromer.cli.mil_maps import faithfulness, heatmap
 from nystromer.cli.mil_training import predict as predict_bags
 from nystromer.cli.mil_training import train as train_bags
 from nystromer.cli.pretraining import pretrain
@@ -43,4 +44,6 @@ for command in COMMANDS:
     app.command()(finite(command))
 mil.command("train")(finite(train_bags))
 mil.command("predict")(finite(predict_bags))
+mil.command()(finite(heatmap))
+mil.command()(finite(faithfulness))
 app.add_typer(mil, name="mil")

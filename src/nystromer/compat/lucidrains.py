@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nystromer.attention_rows import nystrom_attention_rows
+from nystromer.attention_rows import nystrom_attention_rows, weighted_attention_rows
 from nystromer.backends.eager import convolution, factors
 from nystromer.checks import check_mask, check_rows
 from nystromer.functional import check_backend, nystrom_attention
@@ -154,6 +154,23 @@ class NystromAttention(nn.Module):
             return (kernel_1[:, :, rows] @ inverse @ kernel_3)[..., left:].to(x.dtype)
         settings = self._settings()
         return nystrom_attention_rows(q, k, rows, mask=padded_mask, **settings)[..., left:]
+
+    def weighted_attention_rows(
+        self, x: Tensor, weights: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Returns sums of rows of every head's attention map, [B, H, R, N], in O(R N).
+
+        weights: [B, R, N], as the tokens of x, [B, N, dim]. Padding is as in `attention_rows`.
+        """
+        q, k, _, padded_mask = self._heads(x, mask)
+        left = q.shape[2] - x.shape[1]
+        weights = F.pad(weights, (left, 0))
+        if self._needs_old_rules(q, mask):
+            kernel_1, inverse, kernel_3 = self._factors(q, k, padded_mask)
+            sums = (weights[:, None].to(inverse.dtype) @ kernel_1) @ inverse @ kernel_3
+            return sums[..., left:].to(x.dtype)
+        settings = self._settings()
+        return weighted_attention_rows(q, k, weights, mask=padded_mask, **settings)[..., left:]
 
     def _heads(
         self, x: Tensor, mask: Tensor | None

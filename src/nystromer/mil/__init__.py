@@ -9,6 +9,8 @@ cohort.py      bags and labels together
 models/        TransMIL, gated ABMIL, mean, max
 losses.py      of classes and of survival
 ensemble.py    the trained models of a run as one
+maps/          which patches made a model say what it says, and how far such maps can be trusted
+slides.py      the slide itself
 """
 
 from nystromer.mil.cohort import Cohort, gather

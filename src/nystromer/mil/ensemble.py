@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nystromer.mil.features.arrays import readable
 from nystromer.mil.features.bags import Bag
 from nystromer.mil.losses import risk_of_hazards
-from nystromer.mil.models import build_model
+from nystromer.mil.models import Model, build_model
 
 CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.json"
 CLASSIFICATION, SURVIVAL = TASKS = ("classification", "survival")
@@ -57,7 +57,7 @@ class Spec:
             return len(self.classes)
         return 1 if self.loss == COX else len(self.edges) + 1
 
-    def build(self) -> nn.Module:
+    def build(self) -> Model:
         """Returns a new model of this kind."""
         return build_model(self.model, self.width, self.num_logits, **self.options)
 
@@ -83,11 +83,11 @@ class Ensemble:
     """
 
     spec: Spec
-    members: Sequence[tuple[Spec, nn.Module]]
+    members: Sequence[tuple[Spec, Model]]
     names: Sequence[str]
 
     @property
-    def models(self) -> list[nn.Module]:
+    def models(self) -> list[Model]:
         return [model for _, model in self.members]
 
     @torch.inference_mode()
@@ -158,7 +158,7 @@ def load_ensemble(run: str | Path) -> Ensemble:
     return Ensemble(first, members, [x.relative_to(run).as_posix() for x in folders])
 
 
-def _load(folder: Path) -> tuple[Spec, nn.Module]:
+def _load(folder: Path) -> tuple[Spec, Model]:
     path = folder / CONFIG
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -180,7 +180,8 @@ def _load(folder: Path) -> tuple[Spec, nn.Module]:
             f"{folder / WEIGHTS} holds no {spec.model} for features of width {spec.width}, as "
             f"{CONFIG} says: {' '.join(lines[1:2]).rstrip('. ')}."
         ) from error
-    return spec, model.eval()
+    model.eval()
+    return spec, model
 
 
 def _numbers(folder: Path) -> tuple[tuple[int, str], ...]:

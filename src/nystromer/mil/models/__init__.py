@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
-
 from nystromer.mil.models.abmil import ABMIL
 from nystromer.mil.models.batch import pad_bags
 from nystromer.mil.models.checkpoints import load_transmil
 from nystromer.mil.models.pooling import PoolingMIL
 from nystromer.mil.models.transmil import TransMIL
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+Model = TransMIL | ABMIL | PoolingMIL
+MODELS: dict[str, Callable[..., Model]] = {
     "transmil": TransMIL,
     "transmil-legacy": partial(TransMIL, mode="legacy"),
     "transmil-exact": partial(TransMIL, mode="exact"),
@@ -22,10 +21,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "max": partial(PoolingMIL, pool="max"),
 }
 
-__all__ = ["ABMIL", "MODELS", "PoolingMIL", "TransMIL", "build_model", "load_transmil", "pad_bags"]
+__all__ = [
+    "ABMIL",
+    "MODELS",
+    "Model",
+    "PoolingMIL",
+    "TransMIL",
+    "build_model",
+    "load_transmil",
+    "pad_bags",
+]
 
 
-def build_model(name: str, width: int, num_classes: int, **options: object) -> nn.Module:
+def build_model(name: str, width: int, num_classes: int, **options: object) -> Model:
     """Returns a new model for features of that width.
 
     Args:

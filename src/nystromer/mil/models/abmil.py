@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nystromer.mil.models.batch import real_patches
+from nystromer.mil.models.batch import embedded, real_patches
 
 
 class ABMIL(nn.Module):
@@ -38,15 +38,22 @@ class ABMIL(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """features: [B, N, D], any dtype; mask: bool [B, N]. Returns logits [B, num_classes]."""
-        h, weights = self._weighted(features, mask)
-        return self.head((weights[:, None] @ h)[:, 0])
+        mask = real_patches(features, mask, self.width)
+        return self.read(embedded(self.embed, features), mask)
+
+    def read(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Reads bags of embedded patches, h [B, N, C]. Returns logits [B, num_classes]."""
+        if mask is not None:
+            h = h.masked_fill(~mask[..., None], 0.0)
+        return self.head((self._weights(h, mask)[:, None] @ h)[:, 0])
 
     def attention(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the share of every patch in its bag, [B, N]; shares of a bag sum to one."""
-        return self._weighted(features, mask)[1]
-
-    def _weighted(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         mask = real_patches(features, mask, self.width)
-        h = self.embed(features.to(self.head.weight.dtype)).masked_fill(~mask[..., None], 0.0)
+        return self._weights(embedded(self.embed, features), mask)
+
+    def _weights(self, h: Tensor, mask: Tensor | None) -> Tensor:
         scores = self.scores(torch.tanh(self.values(h)) * torch.sigmoid(self.gates(h)))[..., 0]
-        return h, scores.masked_fill(~mask, -torch.inf).softmax(1)  # eq. 9
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return scores.softmax(1)  # eq. 9

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+
+BLOCK = 8192  # patches whose features are in the dtype of the weights at a time
 
 
 def pad_bags(bags: Sequence[Tensor], names: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
@@ -66,3 +68,31 @@ def real_patches(features: Tensor, mask: Tensor | None, width: int) -> Tensor:
             "batch; leave it out."
         )
     return mask
+
+
+def embedded(layer: nn.Module, features: Tensor) -> Tensor:
+    """Returns what the first layer makes of patches, [B, N, C]; it is given BLOCK at a time.
+
+    Args:
+        layer: Makes rows [C] of rows [D], each for itself.
+        features: [B, N, D], of any dtype.
+    """
+    dtype = next(layer.parameters()).dtype
+    if features.dtype == dtype or features.numel() == 0:
+        return layer(features)
+    return torch.cat([layer(part.to(dtype)) for part in features.split(BLOCK, 1)], 1)
+
+
+def alike(x: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Returns x [B, T, C] as it is if its bags are of one size, else bag by bag, [1, T, C]."""
+    if min(lengths) == x.shape[1]:
+        return [x]
+    return [bag[None, :n] for bag, n in zip(x, lengths, strict=True)]
+
+
+def real_tokens(x: Tensor, lengths: Sequence[int]) -> dict[str, Tensor]:
+    """Returns the mask of the real tokens of x, [B, T], or nothing if all are."""
+    if min(lengths) == x.shape[1]:
+        return {}
+    ends = torch.tensor(lengths, device=x.device)[:, None]
+    return {"mask": torch.arange(x.shape[1], device=x.device) < ends}

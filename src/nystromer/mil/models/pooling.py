@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nystromer.mil.models.batch import real_patches
+from nystromer.mil.models.batch import embedded, real_patches
 
 
 class PoolingMIL(nn.Module):
@@ -38,8 +38,13 @@ class PoolingMIL(nn.Module):
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """features: [B, N, D], any dtype; mask: bool [B, N]. Returns logits [B, num_classes]."""
         mask = real_patches(features, mask, self.width)
-        x = self.embed(features.to(self.head.weight.dtype))
+        return self.read(embedded(self.embed, features), mask)
+
+    def read(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Reads bags of embedded patches, h [B, N, C]. Returns logits [B, num_classes]."""
+        if mask is None:
+            mask = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
         padding = ~mask[..., None]
         if self.pool == "max":
-            return self.head(x.masked_fill(padding, -torch.inf).amax(1))
-        return self.head(x.masked_fill(padding, 0.0).sum(1) / mask.sum(1, keepdim=True))
+            return self.head(h.masked_fill(padding, -torch.inf).amax(1))
+        return self.head(h.masked_fill(padding, 0.0).sum(1) / mask.sum(1, keepdim=True))

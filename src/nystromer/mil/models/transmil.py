@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import isqrt
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,12 @@ from torch.nn import functional as F
 
 from nystromer.checks import check_positive
 from nystromer.compat.lucidrains import NystromAttention
-from nystromer.mil.models.batch import pad_bags, real_patches
+from nystromer.mil.models.batch import alike, embedded, pad_bags, real_patches, real_tokens
+from nystromer.mil.models.class_row import class_row
+from nystromer.mil.models.ppeg import PPEG, missing
+from nystromer.mil.models.short_bags import short_bags
 
+ROWS = 256  # of exact attention maps, at a time
 MODES = ("fixed", "legacy", "exact")
 
 
@@ -70,7 +73,7 @@ class TransMIL(nn.Module):
             )
         landmarks = embed_dim // 2 if num_landmarks is None else num_landmarks
         check_positive("num_landmarks", landmarks)
-        self.width, self.num_layers = width, num_layers
+        self.width, self.num_layers, self.num_heads = width, num_layers, num_heads
         self._fc1 = nn.Sequential(nn.Linear(width, embed_dim), nn.ReLU() if relu else nn.Identity())
         self.cls_token = nn.Parameter(torch.randn(1, 1, embed_dim))
         self.pos_layer = PPEG(embed_dim)
@@ -83,19 +86,50 @@ class TransMIL(nn.Module):
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """features: [B, N, D], any dtype; mask: bool [B, N]. Returns logits [B, num_classes]."""
         mask = real_patches(features, mask, self.width)
-        patches = self._fc1(features.to(self.cls_token.dtype))
-        bags = [
-            torch.cat([self.cls_token[0], squared(x if real.all() else x[real])])
-            for x, real in zip(patches, mask, strict=True)
-        ]
-        lengths = [len(bag) for bag in bags]  # 1 + S²
-        x = pad_bags(bags)[0]
-        del patches, bags
+        return self.read(embedded(self.embed, features), mask)
+
+    @property
+    def embed(self) -> nn.Module:
+        """The first layer, which makes h = relu(W x) of every patch."""
+        return self._fc1
+
+    def read(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Reads bags of embedded patches, h [B, N, C]. Returns logits [B, num_classes]."""
+        for layer, x, lengths in self.layers(h, mask):
+            if layer is self.last:  # the head reads the class token alone
+                return self._fc2(self.norm(layer.class_row(x, lengths)))
+        raise AssertionError
+
+    def layers(
+        self, h: Tensor, mask: Tensor | None = None
+    ) -> Iterator[tuple[Layer, Tensor, list[int]]]:
+        """Yields every attention layer with its input, one after the other.
+
+        The input is [B, T, C]: of every bag the class token, its patches, and the first of them
+        again up to a square. Then come the tokens that a bag has, 1 + S².
+        """
+        x, lengths = self._tokens(h, mask)
         for i in range(1, self.num_layers + 1):
-            x = getattr(self, f"layer{i}")(x, lengths)
-            if i == 1:
-                x = self.pos_layer(x, lengths)
-        return self._fc2(self.norm(x[:, 0]))
+            layer = getattr(self, f"layer{i}")
+            yield layer, x, lengths
+            if layer is not self.last:
+                x = layer(x, lengths)
+                x = self.pos_layer(x, lengths) if i == 1 else x
+
+    @property
+    def last(self) -> nn.Module:
+        """The last attention layer."""
+        return getattr(self, f"layer{self.num_layers}")
+
+    def _tokens(self, h: Tensor, mask: Tensor | None) -> tuple[Tensor, list[int]]:
+        if mask is None or mask.all():
+            x = torch.cat(
+                [self.cls_token.expand(len(h), -1, -1), h, h[:, : missing(h.shape[1])]], 1
+            )
+            return x, [x.shape[1]] * len(x)
+        real = [x[is_real] for x, is_real in zip(h, mask, strict=True)]
+        bags = [torch.cat([self.cls_token[0], x, x[: missing(len(x))]]) for x in real]
+        return pad_bags(bags)[0], [len(bag) for bag in bags]
 
 
 class Layer(nn.Module):
@@ -107,7 +141,7 @@ class Layer(nn.Module):
         super().__init__()
         self.mode = mode
         self.norm = nn.LayerNorm(dim)
-        self.attn: nn.Module
+        self.attn: NystromAttention | ExactAttention
         if mode == "exact":
             self.attn = ExactAttention(dim, heads, kernel, dropout)
         else:
@@ -125,13 +159,29 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """x: [B, T, C], of which a bag's first tokens are real. Returns [B, T, C]."""
         y = self.norm(x)
-        if self.mode == "legacy":  # the old rules mix the bags of a batch: one at a time
-            alone = [self.attn(bag[None, :n])[0] for bag, n in zip(y, lengths, strict=True)]
-            return x + pad_bags(alone)[0]
-        if min(lengths) == x.shape[1]:
-            return x + self.attn(y)
-        ends = torch.tensor(lengths, device=x.device)[:, None]
-        return x + self.attn(y, mask=torch.arange(x.shape[1], device=x.device) < ends)
+        if self.mode != "legacy":
+            return x + self.attn(y, **real_tokens(x, lengths))
+        alone = [self._legacy(bags) for bags in alike(y, lengths)]
+        return x + (alone[0] if len(alone) == 1 else pad_bags([bag[0] for bag in alone])[0])
+
+    def class_row(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Returns the first row of `forward`, the class token's, [B, C], for less."""
+        y = self.norm(x)
+        if isinstance(self.attn, ExactAttention):
+            return x[:, 0] + self.attn(y, rows=1, **real_tokens(x, lengths))[:, 0]
+        if self.mode != "legacy":
+            return x[:, 0] + class_row(self.attn, y, **real_tokens(x, lengths))
+        return x[:, 0] + torch.cat([self._legacy(bags, class_row) for bags in alike(y, lengths)])
+
+    def _legacy(self, bags: Tensor, of: Callable[..., Tensor] | None = None) -> Tensor:
+        """The attention of bags of one size, [B, T, C], or its class_row, [B, C]. The old rules mix
+        the bags of a batch, so that long ones go one at a time."""
+        assert isinstance(self.attn, NystromAttention)
+        if bags.shape[1] <= self.attn.num_landmarks:
+            short = short_bags(self.attn, bags)
+            return short if of is None else short[:, 0]
+        ones = bags.split(1)
+        return torch.cat([self.attn(x) if of is None else of(self.attn, x) for x in ones])
 
 
 class ExactAttention(nn.Module):
@@ -149,44 +199,29 @@ class ExactAttention(nn.Module):
                 heads, heads, shape, padding=padding, groups=heads, bias=False
             )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x: [B, T, C]; mask: real tokens, bool [B, T]. Returns [B, T, C]."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, rows: int | None = None) -> Tensor:
+        """x: [B, T, C]; mask: real tokens, bool [B, T]; rows: how many are wanted, all if None.
+        Returns [B, rows, C]."""
         q, k, v = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         keys = None
         if mask is not None:
             v, keys = v.masked_fill(~mask[:, None, :, None], 0.0), mask[:, None, None]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        y = F.scaled_dot_product_attention(q[:, :, :rows], k, v, attn_mask=keys)
         if self.res_conv is not None:
-            y = y + self.res_conv(v)
+            y = y + self.res_conv(v)[:, :, :rows]
         return self.to_out(y.transpose(1, 2).flatten(2))
 
+    def attention_rows(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+        """Returns rows of every head's attention map, [B, H, R, T]. x: [B, T, C]."""
+        q, k = self._queries_and_keys(x)
+        return (q[:, :, rows] @ k.mT).softmax(-1)
 
-class PPEG(nn.Module):
-    """The square of patches plus three depthwise convolutions of it, 7 x 7, 5 x 5 and 3 x 3.
+    def weighted_attention_rows(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Returns sums of rows, weights [B, R, T], of every head's attention map, [B, H, R, T]."""
+        q, k = self._queries_and_keys(x)
+        blocks = zip(weights[:, None].split(ROWS, 3), q.split(ROWS, 2), strict=True)
+        return torch.stack([some @ (part @ k.mT).softmax(-1) for some, part in blocks]).sum(0)
 
-    The three are one 7 x 7 convolution with the sum of their kernels. The class token passes by.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
-        self.proj1 = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
-        self.proj2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-
-    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        """x: [B, T, C]; lengths: 1 + S² of every bag. Returns [B, T, C]."""
-        kernel = self.proj.weight + F.pad(self.proj1.weight, (1,) * 4)
-        kernel = kernel + F.pad(self.proj2.weight, (2,) * 4)
-        bias = self.proj.bias + self.proj1.bias + self.proj2.bias  # type: ignore[operator]
-        bags = []
-        for tokens, n in zip(x, lengths, strict=True):
-            square = tokens[1:n].T.unflatten(1, (isqrt(n - 1), -1))  # [C, S, S]
-            moved = F.conv2d(square[None], kernel, bias, padding=3, groups=len(square))[0]
-            bags.append(torch.cat([tokens[:1], tokens[1:n] + moved.flatten(1).T]))
-        return pad_bags(bags)[0]
-
-
-def squared(x: Tensor) -> Tensor:
-    """Returns x [N, C] with its first rows repeated behind the last, up to a square number."""
-    side = isqrt(len(x) - 1) + 1  # the least S with S² >= N
-    return torch.cat([x, x[: side * side - len(x)]])
+    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, _ = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q * q.shape[3] ** -0.5, k
