@@ -126,9 +126,13 @@ def test_the_class_row_is_the_first_row_of_the_last_layer(mode, kernel):
 
 
 @pytest.mark.parametrize("tokens", [2, 10, 15, 16])
-def test_short_bags_in_legacy_mode_need_no_padding(tokens):
+@pytest.mark.parametrize("away", [False, True])  # from one another, so that zeros are read most
+def test_short_bags_in_legacy_mode_need_no_padding(tokens, away):
     attention = old.NystromAttention(32, 8, 4, num_landmarks=16, residual_conv_kernel=5).double()
     ours = NystromAttention(32, 8, 4, num_landmarks=16, residual_conv_kernel=5).double()
+    if away:
+        with torch.no_grad():
+            attention.to_qkv.weight[32:64] = -attention.to_qkv.weight[:32]
     ours.load_state_dict(attention.state_dict())
     x = 3 * torch.randn(3, tokens, 32, dtype=torch.float64)
     alone = torch.cat([attention(bag[None]) for bag in x])
