@@ -30,7 +30,8 @@ def exact_below(
     The rule is per sequence, so batching changes nothing. In a batch of both, each of two calls
     sees its own sequences alone, those of the other as padding, for which it takes no time; by
     Lemma 2 exact attention is Nyström attention with as many landmarks as a short sequence has
-    tokens. A graph that is being traced holds both calls and decides nothing on a mask's values.
+    tokens. A graph that is being traced holds both and decides nothing on a mask's values: it packs
+    the short sequences into `shortest` - 1 places, so that theirs costs nothing that grows with N.
 
     Args:
         shortest: Real tokens, at least 1; of queries and keys the fewer count.
@@ -55,8 +56,13 @@ def exact_below(
             return approximate(mask, query_mask)
         if not long.any():
             return exact(query, key, value, mask, query_mask, scale)
+    if query_mask is None and (n_q is n_k or n_q == n_k):
+        query_mask = mask
+    if query_mask is mask and is_traced():
+        short = packed_exact(shortest - 1, query, key, value, mask & ~long, scale)
+        return approximate(mask & long, mask & long) + short
     if query_mask is None:
-        query_mask = mask if n_q == n_k else mask.new_ones(query.shape[0], n_q)
+        query_mask = mask.new_ones(query.shape[0], n_q)
     short = nystrom_attention(
         query,
         key,
@@ -67,6 +73,27 @@ def exact_below(
         scale=scale,
     )
     return approximate(mask & long, query_mask & long) + short
+
+
+def packed_exact(
+    places: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None
+) -> Tensor:
+    """Computes self-attention of sequences of at most `places` real tokens, [B, H, N, Dv], after
+    their real tokens were moved side by side."""
+    rank = mask.cumsum(1) - 1  # of a real token among the real tokens, [B, N]
+    tokens = torch.arange(mask.shape[1], device=mask.device).expand_as(rank)
+    place = rank.masked_fill(~mask, places)  # the last place takes what is padding
+    source = torch.zeros_like(rank[:, :1]).expand(-1, places + 1).scatter(1, place, tokens)
+    source = source[:, :places]  # which token stands at each place
+    filled = torch.arange(places, device=mask.device) < mask.sum(1, keepdim=True)
+    q, k, v = (rows(x, source) for x in (query, key, value))
+    output = exact(q, k, v, filled, filled, scale)
+    return zero_padding(rows(output, rank.clamp(0, places - 1)), mask)
+
+
+def rows(x: Tensor, index: Tensor) -> Tensor:
+    """Returns x[b, :, index[b]] of every sequence: [B, H, N, D], int64 [B, S] -> [B, H, S, D]."""
+    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
 def exact(
