@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nystromer.landmarks import segment_ids, segment_means, zero_padding
-from nystromer.pinv import Pinv
+from nystromer.pinv import Pinv, ridge_pinv_by_products
 from nystromer.precision import accumulation_dtype
+from nystromer.registration import must_be_of_torch_alone
 
 
 def unsupported(query: Tensor, key: Tensor, value: Tensor, num_landmarks: int) -> str | None:
@@ -110,7 +111,10 @@ def factors(
         kernel_1 = torch.where(few_queries & ~few_keys, own_q, kernel_1)
     kernel_2 = torch.where(exact, torch.eye(m, dtype=query.dtype, device=query.device), kernel_2)
     kernel_3 = torch.where(few_keys, own_k.mT, kernel_3)
-    inverse = pinv.of(kernel_2)
+    if pinv.ridge is not None and must_be_of_torch_alone():
+        inverse = ridge_pinv_by_products(kernel_2, pinv.ridge)
+    else:
+        inverse = pinv.of(kernel_2)
     return kernel_1, torch.where(exact, kernel_2, inverse), kernel_3
 
 

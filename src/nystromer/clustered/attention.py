@@ -7,13 +7,13 @@ from types import ModuleType
 from torch import Tensor
 
 from nystromer.checks import check_query_key, check_value, softmax_scale
-from nystromer.clustered import blocked, eager
+from nystromer.clustered import blocked, eager, graph
 from nystromer.clustered.budget import Budget, check_budget, check_self_attention
 from nystromer.layout import batched, batched_mask, repeat_heads, unbatched
 from nystromer.precision import autocast_inputs, without_autocast
-from nystromer.registration import differentiated_anew, only_backward
+from nystromer.registration import differentiated_anew, must_be_of_torch_alone, only_backward
 
-BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked}
+BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked, "graph": graph}
 
 
 def clustered_attention(
@@ -66,7 +66,8 @@ def clustered_attention(
         mask: Real tokens, bool [B, N], any pattern; None means all. Outputs elsewhere are zero.
         scale: s, 1/sqrt(D) if None.
         backend: "eager" (the equations as written), "blocked" (a few heads at a time in scratch
-            memory, forward and backward) or "auto". An explicit choice never falls back.
+            memory, forward and backward), "graph" (decides nothing on a tensor's values, so that
+            other runtimes can run it) or "auto". An explicit choice never falls back.
         is_causal: Must be False: a cluster holds tokens of the future.
         enable_gqa: Whether key and value may have fewer heads, as in `nystrom_attention`.
 
@@ -105,7 +106,8 @@ def clustered_attention(
 def choose_backend(name: str) -> ModuleType:
     """Returns the backend of that name.
 
-    "auto" is blocked, or eager for gradients that only eager has.
+    "auto" is blocked, or eager for gradients that only eager has, and graph for graphs that other
+    runtimes shall read.
 
     Raises:
         ValueError: If there is no backend of that name.
@@ -118,4 +120,6 @@ def choose_backend(name: str) -> ModuleType:
         if name == "blocked":
             raise NotImplementedError(only_backward(name))
         return eager
-    return blocked if name == "auto" else BACKENDS[name]
+    if name == "auto":
+        return graph if must_be_of_torch_alone() else blocked
+    return BACKENDS[name]
