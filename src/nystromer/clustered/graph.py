@@ -90,19 +90,18 @@ def bisected(x: Tensor, mask: Tensor, count: int, spare: int) -> Clusters:
     x = x.detach()
     levels = count.bit_length() - 1
     heads, n = x.shape[1:3]
-    parts = 1 << levels
-    places = (n + spare) // parts * parts + parts  # at least as many as are needed
-    order = real_first(mask, places)  # [B, S]
+    clusters = 1 << levels
+    size = (n + spare) // clusters + 2  # enough; never 1, a size that torch would tell apart
+    order = real_first(mask, clusters * size)  # [B, S]
     length = mask.sum(1, keepdim=True)
     sizes = length  # of each part, [B, parts]
     directions = _directions(x, order, length, levels)
     order = order[:, None].expand(-1, heads, -1)
     for level, direction in enumerate(directions):  # [B, H, parts, D]
-        by_part = order.unflatten(2, (1 << level, -1))
+        by_part = order.unflatten(2, (1 << level, (clusters >> level) * size))
         projections = (direction @ x.mT).nan_to_num().gather(3, by_part)
         order, sizes = _halves(projections, by_part, sizes)
-    order = order.unflatten(2, (parts, -1))
-    return Clusters(order, _filled(sizes, order.shape[3]))
+    return Clusters(order.unflatten(2, (clusters, size)), _filled(sizes, size))
 
 
 def real_first(mask: Tensor, places: int) -> Tensor:
@@ -145,7 +144,7 @@ def _directions(x: Tensor, order: Tensor, length: Tensor, levels: int) -> list[T
     tokens = tokens[:, None].expand(-1, x.shape[1], -1)
     sizes, directions = sampled, []
     for level in range(levels):
-        parts = tokens.unflatten(2, (1 << level, -1))
+        parts = tokens.unflatten(2, (1 << level, most >> level))
         filled = _filled(sizes, parts.shape[3])
         sample = sort(x, Clusters(parts, filled))
         centred = sample - means(sample, Clusters(parts, filled))[:, :, :, None]
