@@ -2,14 +2,14 @@
 
     python -m benchmarks encoders.deploy [--models FOLDER] [--only "onnx nystrom"] [--repeats 3]
 
-Takes about an hour on two cores, half of it for exporting; a folder of --models is used again.
+Takes about an hour on two cores.
 
 The encoder is all-MiniLM-L6-v2 with its positions extended. It reads one text of as many tokens as
 a row says. "as exported" is what torch.onnx.export writes for a batch with padding. "fused" is ONNX
 Runtime's own MultiHeadAttention in its place, with the mask of a batch and without any mask. Each
 row is measured in a process of its own: the median time, and the most memory beyond that after
 loading. A row without a time was not run: its tables would need more memory than --memory allows.
-Writes results/deploy.csv.
+Half of the time goes into exporting; a folder of --models is used again. Writes results/deploy.csv.
 """
 
 from __future__ import annotations
