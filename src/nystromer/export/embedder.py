@@ -45,7 +45,8 @@ class Embedder(nn.Module):
         outputs = self.model(**given)
         if self.output == "logits":
             return outputs.logits
-        states, mask = outputs.last_hidden_state, given["attention_mask"].bool()
+        states = outputs.last_hidden_state
+        mask = given.get("attention_mask", torch.ones_like(given["input_ids"])).bool()
         if self.head is None:
             return states.masked_fill(~mask[..., None], 0.0)
         vector = torch.cat([pooled(states, mask, x) for x in self.head.poolings], -1)
