@@ -36,23 +36,26 @@ def export_onnx(embedder: Embedder, file: Path, *, opset: int = OPSET) -> None:
             opset_version=opset,
             input_names=embedder.inputs,
             output_names=[embedder.output],
-            optimize=False,  # takes minutes; the runtimes do it in seconds, but for `_fold`
+            optimize=False,  # takes minutes; the runtimes do it in seconds, but for `_tidy`
             verbose=False,
         )
         if program is None:
             raise RuntimeError("torch.onnx.export returned no graph.")
-        _fold(program.model)
+        _tidy(program.model)
         program.save(file)
 
 
-def _fold(model: Any) -> None:
+def _tidy(model: Any) -> None:
     """Computes what is constant in an ONNX graph, casts to another tensor's dtype before all, which
-    ONNX Runtime has no operation for."""
+    ONNX Runtime has no operation for. Drops the notes on each node, which name files of this
+    machine and take more space than the graph."""
     from onnxscript import optimizer
 
     optimizer.inline(model)
     optimizer.fold_constants(model)
     optimizer.remove_unused_nodes(model)
+    for node in model.graph:
+        node.metadata_props.clear()
 
 
 def export_openvino(embedder: Embedder, file: Path) -> None:
