@@ -9,6 +9,7 @@ from nystromer.pinv import (
     pinv_start,
     ridge_pinv,
     ridge_pinv_backward,
+    ridge_pinv_by_products,
 )
 
 INITS = ("matrix", "sequence", "batch")
@@ -66,3 +67,17 @@ def test_pinv_takes_the_ridge_where_there_is_one():
     a = kernels()
     assert torch.equal(Pinv(ridge=1e-2).of(a), ridge_pinv(a, 1e-2))
     assert torch.equal(Pinv(3, "sequence").of(a), iterative_pinv(a, 3, "sequence"))
+
+
+@pytest.mark.parametrize("ridge", [1e-1, 1e-3, 1e-5])
+def test_ridge_pinv_by_products_equals_ridge_pinv(ridge):
+    """For sharp and flat attention maps, of rows that are all the same too."""
+    logits = (
+        torch.randn(4, 3, 64, 64, dtype=torch.float64)
+        * torch.tensor([0, 1, 5, 30.0])[:, None, None, None]
+    )
+    matrix = logits.softmax(-1)
+    expected = ridge_pinv(matrix, ridge)
+    torch.testing.assert_close(
+        ridge_pinv_by_products(matrix, ridge), expected, rtol=1e-6, atol=1e-9
+    )

@@ -59,10 +59,33 @@ def calibration_plans_table() -> str:
     return markdown(["plan", *(f"layer {i}" for i in range(len(lines[0]) - 1))], lines)
 
 
+def deploy_table() -> str:
+    """Shows time and memory, a line for each runtime and attention and a column for each length."""
+    found: dict[str, dict[str, str]] = {}
+    lengths = list(dict.fromkeys(row["tokens"] for row in results("deploy")))
+    for row in results("deploy"):
+        cells = found.setdefault(f"{row['runtime']}, {DEPLOYED[row['attention']]}", {})
+        if row["seconds"]:
+            cells[row["tokens"]] = (
+                f"{float(row['seconds']):.2f} s, {float(row['peak_mib']):,.0f} MiB"
+            )
+    lines = [[name, *(cells.get(n, "") for n in lengths)] for name, cells in found.items()]
+    return markdown(["", *(f"{int(n):,}" for n in lengths)], lines)
+
+
+DEPLOYED = {
+    "exact": "exact, as exported",
+    "fused": "exact, fused, no mask",
+    "fused, mask": "exact, fused, with a mask",
+    "nystrom": "Nyström",
+    "nystrom int8": "Nyström, int8",
+    "clustered": "clustered",
+}
 TABLES = {
     "hf_embeddings": hf_embeddings_table,
     "hf_speed": hf_speed_table,
     "calibration": calibration_table,
     "calibration-plans": calibration_plans_table,
     "distillation": distillation_table,
+    "deploy": deploy_table,
 }

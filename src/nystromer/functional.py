@@ -31,7 +31,7 @@ from nystromer.layout import (
 from nystromer.packed import from_jagged, is_nested, like_jagged, longest_sequence, padded
 from nystromer.pinv import Pinv
 from nystromer.precision import autocast_inputs, without_autocast
-from nystromer.registration import differentiated_anew, only_backward
+from nystromer.registration import differentiated_anew, must_be_of_torch_alone, only_backward
 
 BACKENDS: dict[str, ModuleType] = {
     "eager": eager,
@@ -216,7 +216,7 @@ def choose_backend(
     name: str, query: Tensor, key: Tensor, value: Tensor, num_landmarks: int
 ) -> ModuleType:
     """The backend of that name; "auto": native where it can run, else blocked, but eager for what
-    only eager can differentiate.
+    only eager can differentiate, and for graphs that other runtimes shall read.
 
     triton is proven under its interpreter and has not run on a GPU: it is chosen by name only.
 
@@ -227,7 +227,7 @@ def choose_backend(
     check_backend(name)
     case = (query, key, value, num_landmarks)
     if name == "auto":
-        if differentiated_anew():
+        if differentiated_anew() or must_be_of_torch_alone():
             return eager
         return blocked if native.unsupported(*case) else native
     if name != "eager" and differentiated_anew():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -124,6 +125,25 @@ def refuse_second_derivative(backward: str, kind: str) -> None:
 def is_traced() -> bool:
     """Returns whether a graph is being made of this call: it must not ask for a tensor's values."""
     return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
+_of_torch_alone = [False]  # of the process; torch.compile cannot follow a ContextVar
+
+
+@contextmanager
+def of_torch_alone() -> Iterator[None]:
+    """Makes backend="auto" take a backend that is made of torch's own operations: other runtimes,
+    to which a graph is translated, know no operation of ours."""
+    before, _of_torch_alone[0] = _of_torch_alone[0], True
+    try:
+        yield
+    finally:
+        _of_torch_alone[0] = before
+
+
+def must_be_of_torch_alone() -> bool:
+    """Returns whether the call stands within `of_torch_alone`."""
+    return _of_torch_alone[0]
 
 
 def differentiated_anew() -> bool:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from nystromer.exact_attention import exact, packed_exact
 from nystromer.functional import nystrom_attention
-from nystromer.landmarks import zero_padding
 from nystromer.registration import is_traced
 
 
@@ -30,7 +29,8 @@ def exact_below(
     The rule is per sequence, so batching changes nothing. In a batch of both, each of two calls
     sees its own sequences alone, those of the other as padding, for which it takes no time; by
     Lemma 2 exact attention is Nyström attention with as many landmarks as a short sequence has
-    tokens. A graph that is being traced holds both calls and decides nothing on a mask's values.
+    tokens. A graph that is being traced holds both and decides nothing on a mask's values: it packs
+    the short sequences into `shortest` - 1 places, so that theirs costs nothing that grows with N.
 
     Args:
         shortest: Real tokens, at least 1; of queries and keys the fewer count.
@@ -55,8 +55,13 @@ def exact_below(
             return approximate(mask, query_mask)
         if not long.any():
             return exact(query, key, value, mask, query_mask, scale)
+    if query_mask is None and (n_q is n_k or n_q == n_k):
+        query_mask = mask
+    if query_mask is mask and is_traced():
+        short = packed_exact(shortest - 1, query, key, value, mask & ~long, scale)
+        return approximate(mask & long, mask & long) + short
     if query_mask is None:
-        query_mask = mask if n_q == n_k else mask.new_ones(query.shape[0], n_q)
+        query_mask = mask.new_ones(query.shape[0], n_q)
     short = nystrom_attention(
         query,
         key,
@@ -67,24 +72,3 @@ def exact_below(
         scale=scale,
     )
     return approximate(mask & long, query_mask & long) + short
-
-
-def exact(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    query_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """Computes softmax attention, [B, H, Nq, Dv]; whatever stands in padding touches nothing."""
-    if mask is None:
-        return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    if query_mask is None and query.shape[2] == key.shape[2]:
-        query_mask = mask
-    query, key, value = (
-        zero_padding(x, real) for x, real in ((query, query_mask), (key, mask), (value, mask))
-    )
-    seen = mask | ~mask.any(1, keepdim=True)  # some kernels make NaN of no key at all
-    output = F.scaled_dot_product_attention(query, key, value, seen[:, None, None], scale=scale)
-    return zero_padding(output, query_mask)

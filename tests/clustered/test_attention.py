@@ -52,6 +52,14 @@ def inputs(case, dtype=torch.float64, seed=0):
     return qkv, {**options(budget), "mask": mask}
 
 
+def assert_same(backend, output, expected):
+    """Compares bits; the tables of a graph are as large as the padded batch, and sum otherwise."""
+    if backend == "graph":
+        assert_close(output, expected, 1e-12)
+    else:
+        assert torch.equal(output, expected)
+
+
 def options(budget):
     names = ("num_query_clusters", "num_key_clusters", "num_exact_keys")
     return dict(zip(names, budget, strict=True))
@@ -119,7 +127,7 @@ def test_clustered_attention_ignores_what_padding_holds(backend):
     mask = torch.zeros(2, 127, dtype=torch.bool)
     mask[:, 7:97] = True
     output = clustered_attention(*padded, **{**kwargs, "mask": mask}, backend=backend)
-    assert torch.equal(output[:, :, 7:97], wanted)
+    assert_same(backend, output[:, :, 7:97], wanted)
     assert output[:, :, ~mask[0]].abs().max() == 0
     for grad in torch.autograd.grad(output.sum(), padded):
         assert torch.isfinite(grad).all()
@@ -133,7 +141,7 @@ def test_clustered_attention_ignores_padding_between_tokens(backend):
     output = clustered_attention(*qkv, **{**kwargs, "mask": mask}, backend=backend)
     compact = [x[:, :, mask[0]] for x in qkv]
     wanted = clustered_attention(*compact, **kwargs, backend=backend)
-    assert torch.equal(output[:, :, mask[0]], wanted)
+    assert_same(backend, output[:, :, mask[0]], wanted)
 
 
 @backends

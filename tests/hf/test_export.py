@@ -7,6 +7,7 @@ from transformers import BertConfig, BertModel
 
 from cases import assert_close
 from nystromer.hf import LayerChoice, NystromformerConfig, NystromformerModel, Plan, nystromize
+from nystromer.registration import of_torch_alone
 
 SIZES = {
     "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -87,6 +88,21 @@ def test_a_model_exports_for_any_shape(name, masked):
     program = torch.export.export(
         model, (), kwargs=batches[0], strict=False, dynamic_shapes=dict.fromkeys(batches[0], sizes)
     )
+    check(program.module(), model, batches)
+
+
+@pytest.mark.parametrize("name", ["Nyströmformer", "some heads, clustered", "Nyström", "k-means"])
+def test_a_graph_of_torch_alone_has_no_operation_of_ours(name):
+    """Other runtimes know none. The lengths that made the graph are no part of it."""
+    model = build(name)
+    batches = [inputs(*shape, masked=name != "Nyströmformer") for shape in LENGTHS]
+    sizes = {0: torch.export.Dim("rows", max=64), 1: torch.export.Dim("tokens", max=500)}
+    with of_torch_alone():
+        program = torch.export.export(
+            model, (), batches[0], dynamic_shapes=dict.fromkeys(batches[0], sizes), strict=False
+        )
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not [target for target in targets if "nystromer" in target]
     check(program.module(), model, batches)
 
 

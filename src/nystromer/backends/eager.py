@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nystromer.landmarks import segment_ids, segment_means, zero_padding
-from nystromer.pinv import Pinv
+from nystromer.pinv import Pinv, ridge_pinv_by_products
 from nystromer.precision import accumulation_dtype
+from nystromer.registration import must_be_of_torch_alone
 
 
 def unsupported(query: Tensor, key: Tensor, value: Tensor, num_landmarks: int) -> str | None:
@@ -78,11 +79,12 @@ def factors(
     """
     m, n_q, n_k = num_landmarks, query.shape[2], key.shape[2]
     query, key = zero_padding(query, query_mask), zero_padding(key, mask)
-    if landmarks is None:
-        q_tilde, k_tilde = segment_means(query, m, query_mask)[0], segment_means(key, m, mask)[0]
-    else:
+    if landmarks is not None:
         q_tilde, k_tilde = (x.to(query.dtype) for x in landmarks)
-    if mask is None and query_mask is None and min(n_q, n_k) > m:
+    any_length = isinstance(n_q, torch.SymInt) or isinstance(n_k, torch.SymInt)  # a traced graph's
+    if mask is None and query_mask is None and not any_length and min(n_q, n_k) > m:
+        if landmarks is None:
+            q_tilde, k_tilde = segment_means(query, m)[0], segment_means(key, m)[0]
         kernel_1 = torch.softmax(scale * query @ k_tilde.mT, -1)
         kernel_2 = torch.softmax(scale * q_tilde @ k_tilde.mT, -1)
         kernel_3 = torch.softmax(scale * q_tilde @ key.mT, -1)
@@ -96,16 +98,23 @@ def factors(
     few_keys, few_queries = _at_most(m, mask), _at_most(m, query_mask)  # [B, 1, 1, 1]
     exact = few_keys | few_queries
     own_q, own_k = (_own_landmark(x, m).to(query.dtype) for x in (query_mask, mask))
-    q_tilde = torch.where(exact, own_q.mT @ query, q_tilde)
-    k_tilde = torch.where(exact, own_k.mT @ key, k_tilde)
+    if landmarks is None:
+        q_tilde, k_tilde = _means(query, own_q), _means(key, own_k)
+    else:
+        q_tilde = torch.where(exact, own_q.mT @ query, q_tilde)
+        k_tilde = torch.where(exact, own_k.mT @ key, k_tilde)
     in_use = ~few_keys | (own_k.sum(2, keepdim=True) > 0)  # [B, 1, 1, M]
     kernel_1 = _softmax(scale * query @ k_tilde.mT, in_use)
     kernel_2 = _softmax(scale * q_tilde @ k_tilde.mT, in_use)
     kernel_3 = _softmax(scale * q_tilde @ key.mT, mask[:, None, None])
-    kernel_1 = torch.where(few_queries & ~few_keys, own_q, kernel_1)
+    if query_mask is not mask:
+        kernel_1 = torch.where(few_queries & ~few_keys, own_q, kernel_1)
     kernel_2 = torch.where(exact, torch.eye(m, dtype=query.dtype, device=query.device), kernel_2)
     kernel_3 = torch.where(few_keys, own_k.mT, kernel_3)
-    inverse = pinv.of(kernel_2)
+    if pinv.ridge is not None and must_be_of_torch_alone():
+        inverse = ridge_pinv_by_products(kernel_2, pinv.ridge)
+    else:
+        inverse = pinv.of(kernel_2)
     return kernel_1, torch.where(exact, kernel_2, inverse), kernel_3
 
 
@@ -118,6 +127,11 @@ def _own_landmark(mask: Tensor, num_landmarks: int) -> Tensor:
     """Returns each token's segment as a one-hot row, zeros at padding, [B, 1, N, M]."""
     ids = segment_ids(mask, num_landmarks)
     return (ids[..., None] == torch.arange(num_landmarks, device=ids.device))[:, None]
+
+
+def _means(x: Tensor, own: Tensor) -> Tensor:
+    """Returns the mean of every segment's tokens, [B, H, M, D]: eq. 16 as a product of matrices."""
+    return own.mT @ x / own.sum(2).clamp(min=1)[..., None]
 
 
 def _softmax(logits: Tensor, mask: Tensor) -> Tensor:

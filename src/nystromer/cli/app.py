@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from nystromer.cli.encoders import calibrate, convert, inspect
+from nystromer.cli.exporting import export
 from nystromer.cli.lra import lra, lra_data
 from nystromer.cli.measuring import bench, demo
 from nystromer.cli.mil import mil
@@ -34,7 +35,19 @@ def finite(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-COMMANDS = (demo, bench, train, predict, pretrain, convert, calibrate, inspect, lra, lra_data)
+COMMANDS = (
+    demo,
+    bench,
+    train,
+    predict,
+    pretrain,
+    convert,
+    calibrate,
+    inspect,
+    export,
+    lra,
+    lra_data,
+)
 app = typer.Typer(
     help="Nyström attention: measure it on this machine, train with it, convert encoders to it.",
     add_completion=False,

@@ -37,6 +37,10 @@ def convert(
     num_exact_keys: Annotated[
         int, typer.Option(help="The exact keys T of clustered attention.")
     ] = 48,
+    positions: Annotated[
+        int | None,
+        typer.Option(help="The tokens that a model with learnt positions shall read."),
+    ] = None,
     num_heads: Annotated[
         int | None, typer.Option(help="The heads H of a .model file that has no convolution.")
     ] = None,
@@ -72,10 +76,10 @@ def convert(
                 f"`{option}` is for a training, got it without --distill; add --distill."
             )
     if Path(source).is_file() or Path(source).suffix in (".model", ".cp"):
-        if distill or plan is not None or method != "nystrom":
+        if distill or plan is not None or positions is not None or method != "nystrom":
             raise ValueError(
-                f"`--plan`, `--distill` and `--method` are for encoders with exact attention, got "
-                f"{source}, a checkpoint of the original repository; leave them out."
+                "`--plan`, `--positions`, `--distill` and `--method` are for encoders with exact "
+                f"attention, got {source}, a checkpoint of the original repository; leave them out."
             )
         convert_original(Path(source), output, num_landmarks=num_landmarks, num_heads=num_heads)
         typer.echo(f"Written: {output}")
@@ -89,6 +93,11 @@ def convert(
         raise ValueError(
             f"`--num-heads` is for a .model file, got {source}, whose config says it; leave it out."
         )
+    if positions is not None and distill:
+        raise ValueError(
+            f"`--positions` is for a conversion without training, got {positions} and --distill; "
+            "leave one out."
+        )
     choice = choice_of(method, num_landmarks, num_query_clusters, num_key_clusters, num_exact_keys)
     if distill:
         from nystromer.recipes.convert.distill import Settings
@@ -97,7 +106,7 @@ def convert(
         found = distill_encoder(source, text or [], output, choice, plan=plan, settings=settings)
         Console().print(_fidelity_table(found.stages))
     else:
-        convert_encoder(source, output, choice, plan=plan)
+        convert_encoder(source, output, choice, plan=plan, positions=positions)
     typer.echo(f"Written: {output}")
 
 

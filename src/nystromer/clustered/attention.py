@@ -7,13 +7,18 @@ from types import ModuleType
 from torch import Tensor
 
 from nystromer.checks import check_query_key, check_value, softmax_scale
-from nystromer.clustered import blocked, eager, native
+from nystromer.clustered import blocked, eager, graph, native
 from nystromer.clustered.budget import Budget, check_budget, check_self_attention
 from nystromer.layout import batched, batched_mask, repeat_heads, unbatched
 from nystromer.precision import autocast_inputs, without_autocast
-from nystromer.registration import differentiated_anew, only_backward
+from nystromer.registration import differentiated_anew, must_be_of_torch_alone, only_backward
 
-BACKENDS: dict[str, ModuleType] = {"eager": eager, "blocked": blocked, "native": native}
+BACKENDS: dict[str, ModuleType] = {
+    "eager": eager,
+    "blocked": blocked,
+    "native": native,
+    "graph": graph,
+}
 
 
 def clustered_attention(
@@ -67,8 +72,9 @@ def clustered_attention(
         scale: s, 1/sqrt(D) if None.
         backend: "eager" (the equations as written), "blocked" (a few heads at a time in scratch
             memory, forward and backward), "native" (the forward in the C++ library, for float32
-            and bfloat16 on CPUs; the backward is blocked's) or "auto". An explicit choice never
-            falls back.
+            and bfloat16 on CPUs; the backward is blocked's), "graph" (decides nothing on a tensor's
+            values, so that other runtimes can run it) or "auto". An explicit choice never falls
+            back.
         is_causal: Must be False: a cluster holds tokens of the future.
         enable_gqa: Whether key and value may have fewer heads, as in `nystrom_attention`.
 
@@ -109,7 +115,7 @@ def choose_backend(name: str, query: Tensor) -> ModuleType:
     """Returns the backend of that name.
 
     "auto" is native where it can take the queries, else blocked, or eager for gradients that only
-    eager has.
+    eager has, and graph for graphs that other runtimes shall read.
 
     Raises:
         ValueError: If there is no backend of that name.
@@ -126,5 +132,7 @@ def choose_backend(name: str, query: Tensor) -> ModuleType:
             raise NotImplementedError(only_backward(name))
         return eager
     if name == "auto":
+        if must_be_of_torch_alone():
+            return graph
         return blocked if missing else native
     return BACKENDS[name]

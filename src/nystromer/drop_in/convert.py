@@ -45,7 +45,8 @@ def nystromize(
     nothing. The attention dropout of converted layers is set to 0. A module that is converted
     again takes the new options; its trained convolution stays where the kernel size does.
 
-    A transformers model is handed to `nystromer.hf.nystromize`, which has more options.
+    A transformers model, or a module that holds one and no other attention (a SentenceTransformer),
+    is handed to `nystromer.hf.nystromize`, which has more options.
 
     Args:
         module: Anything with such attention in it, or the attention itself.
@@ -75,7 +76,9 @@ def nystromize(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"`module` must be an nn.Module, got {type(module).__name__}.")
-    if _is_of_transformers(module):
+    options = Options(num_landmarks, min_length, conv_kernel_size)
+    found = attention_layers(module)
+    if len(found) == 1 and _is_of_transformers(found[0].module):
         from nystromer.hf import nystromize as nystromize_model
 
         return nystromize_model(
@@ -86,8 +89,6 @@ def nystromize(
             layers=layers,
             strict=strict,
         )
-    options = Options(num_landmarks, min_length, conv_kernel_size)
-    found = attention_layers(module)
     if not found:
         raise ValueError(
             f"`module` must hold nn.MultiheadAttention or the attention of a timm ViT, got "

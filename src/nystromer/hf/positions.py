@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from nystromer.checks import check_positive
+from nystromer.hf.inner import transformers_model
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def resize_positions(model: PreTrainedModel, num_positions: int) -> PreTrainedModel:
+def resize_positions(model: Model, num_positions: int) -> Model:
     """Lets a model with learnt absolute positions read `num_positions` tokens, in place.
 
     The learnt vectors are copied end to end, as the authors of Nyströmformer went from 512 to
@@ -19,21 +22,24 @@ def resize_positions(model: PreTrainedModel, num_positions: int) -> PreTrainedMo
     little training, or at least a look. Fewer positions than before cut the rest off.
 
     Args:
-        model: With one table of learnt positions (Nyströmformer, BERT, RoBERTa, ELECTRA, ...).
+        model: With one table of learnt positions (Nyströmformer, BERT, RoBERTa, ELECTRA, ...), or a
+            SentenceTransformer that holds such a model; its max_seq_length follows.
         num_positions: Tokens it shall read.
 
     Returns:
         The model.
 
     Raises:
+        TypeError: If model is no transformers model, and holds none or several.
         ValueError: If num_positions is below 1, or the model has not one table of positions.
     """
     check_positive("num_positions", num_positions)
-    found = _with_table(model)
+    encoder = transformers_model(model)
+    found = _with_table(encoder)
     if len(found) != 1:
         raise ValueError(
             f"`model` must have one table of learnt positions, got {len(found)} in "
-            f"{type(model).__name__}; rotary and relative positions need no resizing."
+            f"{type(encoder).__name__}; rotary and relative positions need no resizing."
         )
     embeddings: Any = found[0]
     old: nn.Embedding = embeddings.position_embeddings
@@ -50,7 +56,9 @@ def resize_positions(model: PreTrainedModel, num_positions: int) -> PreTrainedMo
             step = 1 if name == "position_ids" else 0
             longer = ids[0, 0] + step * torch.arange(ids.shape[1] + added, device=ids.device)
             embeddings.register_buffer(name, longer[None], persistent=False)
-    model.config.max_position_embeddings += added
+    encoder.config.max_position_embeddings += added
+    if hasattr(model, "max_seq_length"):
+        setattr(model, "max_seq_length", num_positions)  # noqa: B010  # a module's type lacks it
     return model
 
 

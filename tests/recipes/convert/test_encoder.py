@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from nystromer.recipes.convert.encoder import (
     load_encoder,
     passage_length,
 )
+from nystromer.recipes.inputs.sentences import SentenceHead, read_sentence_head
 from nystromer.recipes.inputs.text import passages, read_text
 
 M = 4
+MODELS = "sentence_transformers.models"
 CHOICE = LayerChoice("", num_landmarks=M)
 
 
@@ -70,6 +73,74 @@ def test_convert_swaps_every_layer(run, encoder, tmp_path):
     assert run(*words)[0] == 0
     layers = plan_of(AutoModel.from_pretrained(tmp_path / "out")).layers
     assert [(x.attention, x.num_landmarks) for x in layers] == [("nystrom", 8)] * 2
+
+
+def sentence_folder(encoder, path):
+    """The encoder as an old folder of sentence-transformers, which cuts texts at 20 tokens."""
+    shutil.copytree(encoder, path)
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{x}" if i else "", "type": f"{MODELS}.{x}"}
+        for i, x in enumerate(("Transformer", "Pooling", "Normalize"))
+    ]
+    (path / "modules.json").write_text(json.dumps(modules))
+    (path / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
+    (path / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+    (path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return path
+
+
+def test_convert_keeps_what_stands_behind_a_sentence_encoder(run, encoder, tmp_path):
+    source, output = sentence_folder(encoder, tmp_path / "in"), tmp_path / "out"
+    words = ("convert", source, "--num-landmarks", 8, "--positions", 90, "--output", output)
+    assert run(*words)[0] == 0
+    assert read_sentence_head(str(output)) == SentenceHead(("mean",), True)
+    assert AutoTokenizer.from_pretrained(output).model_max_length == 90
+    sentences = pytest.importorskip("sentence_transformers")
+    model = sentences.SentenceTransformer(str(output), device="cpu")
+    assert (model.max_seq_length, len(plan_of(model).layers)) == (90, 2)
+    ids = model.tokenizer(["w1 " * 80], return_tensors="pt")
+    states = AutoModel.from_pretrained(output).eval()(**ids).last_hidden_state
+    expected = torch.nn.functional.normalize(states.mean(1), dim=-1)
+    found = torch.from_numpy(model.encode(["w1 " * 80]))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", "[", r"modules\.json cannot be read"),
+        ("modules.json", '[{"path": "0_Transformer"}]', r"must hold its encoder beside modules"),
+    ],
+)
+def test_convert_refuses_modules_that_it_cannot_read(
+    file, content, message, run, encoder, tmp_path
+):
+    source = sentence_folder(encoder, tmp_path / "in")
+    (source / file).write_text(content)
+    code, _, error = run("convert", source, "--output", tmp_path / "out")
+    assert code == 2
+    assert re.search(message, error)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("modules", "pooling", "message"),
+    [
+        ([("Transformer", ""), ("Dense", "1_Pooling")], {}, "must hold a Transformer, a Pooling"),
+        (None, {"pooling_mode": "weightedmean"}, r"must be one of cls, .*, got weightedmean; expo"),
+        (None, {}, "got none; export the encoder alone"),
+        ([{}], {}, r"modules\.json is damaged"),
+    ],
+)
+def test_a_head_that_no_graph_has_is_refused(modules, pooling, message, encoder, tmp_path):
+    source = sentence_folder(encoder, tmp_path / "in")
+    if modules:
+        listed = [x if x == {} else {"type": f"{MODELS}.{x[0]}", "path": x[1]} for x in modules]
+        (source / "modules.json").write_text(json.dumps(listed))
+    (source / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    with pytest.raises(ValueError, match=message):
+        read_sentence_head(str(source))
 
 
 CLUSTERS = ("--method", "clustered", "--num-query-clusters", 2, "--num-key-clusters", 3)

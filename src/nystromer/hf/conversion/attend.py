@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from nystromer.clustered.attention import clustered_attention
+from nystromer.exact_attention import exact
 from nystromer.functional import nystrom_attention
 from nystromer.hf.conversion.plan import LayerChoice
 from nystromer.landmarks import kmeans
-from nystromer.short_sequences import exact, exact_below
+from nystromer.short_sequences import exact_below
 
 KMEANS_STEPS = 3  # ten cost three times as much and are no better (docs/log.md)
 

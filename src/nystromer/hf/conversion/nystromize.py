@@ -8,22 +8,24 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nystromer.hf.conversion.interface import CONV, NAME
 from nystromer.hf.conversion.layers import FoundLayer, attention_layers, base_name
 from nystromer.hf.conversion.plan import NAMES, OPTIONS, LayerChoice, Plan
 from nystromer.hf.conversion.restore import attach
+from nystromer.hf.inner import transformers_model
 
 logger = logging.getLogger(__name__)
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def nystromize(
-    model: PreTrainedModel,
+    model: Model,
     num_landmarks: int = 64,
     *,
     method: str = "nystrom",
@@ -36,7 +38,7 @@ def nystromize(
     strict: bool = True,
     plan: Plan | None = None,
     example: Mapping[str, Tensor] | None = None,
-) -> PreTrainedModel:
+) -> Model:
     """Replaces softmax attention in the encoder by Nyström or clustered attention, in place.
 
     The choice is kept in `model.config`, is saved with the model, and comes back with
@@ -45,7 +47,8 @@ def nystromize(
     The attention dropout of converted layers is set to 0.
 
     Args:
-        model: Any transformers model whose attention goes through `AttentionInterface`.
+        model: Any transformers model whose attention goes through `AttentionInterface`, or a module
+            that holds one, as a SentenceTransformer does.
         num_landmarks: M of Nyström attention.
         method: "nystrom" or "clustered"; neither ever becomes the other.
         num_query_clusters, num_key_clusters, num_exact_keys: Of clustered attention, see
@@ -65,13 +68,12 @@ def nystromize(
         The model.
 
     Raises:
-        TypeError: If model is no transformers model.
+        TypeError: If model is no transformers model, and holds none or several.
         ValueError: If it ignores the interface, a layer cannot be converted (strict), a layer
             number does not exist, an option is the other method's, or the plan was made for another
             model.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"`model` must be a transformers model, got {type(model).__name__}.")
+    encoder = transformers_model(model)
     choice = choice_of(
         method,
         num_landmarks,
@@ -81,24 +83,24 @@ def nystromize(
         min_length=min_length,
         conv_kernel_size=conv_kernel_size,
     )
-    found = attention_layers(model, example)
+    found = attention_layers(encoder, example)
     if plan is None:
         choices = _uniform(choice, found, _numbers(layers, len(found)))
     else:
-        _check_plan(plan, model, found)
+        _check_plan(plan, encoder, found)
         by_name = {choice.name: choice for choice in plan.layers}
         choices = [replace(by_name[x.name], num_heads=x.num_heads) for x in found]
-    choices = _without_refused(model, choices, found, strict)
-    _own_config(model)
-    for module in model.modules():  # a plan for a part of the model is over
+    choices = _without_refused(encoder, choices, found, strict)
+    _own_config(encoder)
+    for module in encoder.modules():  # a plan for a part of the model is over
         if getattr(getattr(module, "config", None), NAME, None) is not None:
             delattr(module.config, NAME)
     kept = tuple(replace(choice, conv_taps=None) for choice in choices)  # they become weights
-    model.config.nystrom = Plan(model.config.model_type, kept).to_dict()
-    model.set_attn_implementation(NAME)
-    attach(model)
-    _set_taps(model, choices)
-    _say(model, choices)
+    encoder.config.nystrom = Plan(encoder.config.model_type, kept).to_dict()
+    encoder.set_attn_implementation(NAME)
+    attach(encoder)
+    _set_taps(encoder, choices)
+    _say(encoder, choices)
     return model
 
 

@@ -14,17 +14,20 @@ from transformers import PreTrainedModel
 from nystromer.hf.conversion.interface import CHOICE, CONV, NAME
 from nystromer.hf.conversion.layers import base_name
 from nystromer.hf.conversion.plan import Plan
+from nystromer.hf.inner import transformers_model
 from nystromer.hf.positions import refuse_longer_inputs
 
 DROPOUTS = ("dropout", "dropout_p", "dropout_prob", "attention_dropout")
 
 
-def plan_of(model: PreTrainedModel) -> Plan:
-    """Returns the plan that `nystromize` made for this model.
+def plan_of(model: nn.Module) -> Plan:
+    """Returns the plan that `nystromize` made for this model, or for the one that it holds.
 
     Raises:
+        TypeError: If it is no transformers model, and holds none or several.
         ValueError: If the model was not converted.
     """
+    model = transformers_model(model)
     data = getattr(model.config, NAME, None)
     if data is None:
         raise ValueError(f"{type(model).__name__} has no plan; convert it with nystromize first.")

@@ -14,12 +14,13 @@ from nystromer.hf.calibration.results import Calibration
 from nystromer.hf.conversion.nystromize import nystromize, uniform_plan
 from nystromer.hf.conversion.plan import LayerChoice
 from nystromer.hf.models.original_checkpoints import load_original
-from nystromer.hf.positions import num_positions
+from nystromer.hf.positions import num_positions, resize_positions
 from nystromer.recipes.convert.distill import Distilled, Settings, distill
 from nystromer.recipes.files.fingerprints import of_file, of_model, of_pieces
 from nystromer.recipes.files.outputs import new_folder
 from nystromer.recipes.inputs.models import check_vocabulary, load_config, load_model, not_finite
 from nystromer.recipes.inputs.plans import read_plan
+from nystromer.recipes.inputs.sentences import copy_modules
 from nystromer.recipes.inputs.text import passages, read_text, standard_text
 from nystromer.recipes.inputs.tokenizers import load_tokenizer
 from nystromer.recipes.runs.run import open_run
@@ -61,9 +62,17 @@ def calibrate_encoder(
 
 
 def convert_encoder(
-    name: str, output: Path, choice: LayerChoice, *, plan: Path | None = None
+    name: str,
+    output: Path,
+    choice: LayerChoice,
+    *,
+    plan: Path | None = None,
+    positions: int | None = None,
 ) -> None:
     """Writes the encoder with other attention, by the plan or else that choice in every layer.
+
+    With `positions` it reads so many tokens, see `resize_positions`. A folder of
+    sentence-transformers becomes another one; its texts are cut at the model's positions.
 
     Raises:
         ValueError: If the model or the plan cannot be read, the output exists, or as `nystromize`.
@@ -71,7 +80,11 @@ def convert_encoder(
     with new_folder(output) as partial:
         chosen = None if plan is None else read_plan(plan)
         model, tokenizer = load_encoder(name)
+        if positions is not None:
+            resize_positions(model, positions)
         nystromize(model, plan=chosen or uniform_plan(model, choice)).save_pretrained(partial)
+        copy_modules(name, partial)
+        tokenizer.model_max_length = num_positions(model) or tokenizer.model_max_length
         tokenizer.save_pretrained(partial)
 
 
