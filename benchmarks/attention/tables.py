@@ -28,9 +28,14 @@ def cpu_table(chosen: Callable[[Row], bool] = lambda row: True) -> str:
 
 
 def cpu_short_table() -> str:
-    """Shows float32 at a short and at a long length."""
-    lengths = ("1024", "1025", "10001", "16384")
-    return cpu_table(lambda row: row["dtype"] == "float32" and row["n"] in lengths)
+    """Shows float32 at the longest length of each of the others, up to 16,384 tokens."""
+    longest: dict[str, int] = {}
+    for row in results("cpu"):
+        if row["dtype"] == "float32" and int(row["n"]) <= 16_384:
+            longest[row["against"]] = max(int(row["n"]), longest.get(row["against"], 0))
+    return cpu_table(
+        lambda row: row["dtype"] == "float32" and int(row["n"]) == longest[row["against"]]
+    )
 
 
 def busy_table() -> str:
