@@ -15,6 +15,7 @@ map is known: the model was told of bags only, and the AUC says how well it find
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import h5py
@@ -29,7 +30,7 @@ from nystromer.mil.maps import METHODS, explain, for_class
 from nystromer.mil.maps.faithfulness import auc, flip, random_map
 from nystromer.mil.maps.files import Map
 from nystromer.mil.maps.pictures import overlay_figure, sheet_figure
-from nystromer.mil.maps.places import places_of
+from nystromer.mil.maps.places import Places, places_of
 from nystromer.mil.models import Model, build_model
 from nystromer.mil.slides import Slide, open_slide
 
@@ -99,6 +100,14 @@ def trained(x: Tensor, rich: Tensor) -> Model:
     return model.eval()
 
 
+def places_as_read(x: Tensor, corners: np.ndarray) -> Places | None:
+    """Returns where the tiles are, by way of a file as CLAM writes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        with h5py.File(f"{folder}/slide.h5", "w") as file:
+            file["features"], file["coords"] = x.numpy(), corners.astype(np.int32)
+        return places_of(find_bags(folder)[0])
+
+
 def main() -> None:
     parser = common.options(__doc__ or "", "real_slide")
     parser.add_argument("slide", type=Path)
@@ -108,21 +117,14 @@ def main() -> None:
     stain, x = haematoxylin(tiles), features_of(tiles)
     rich = stain > stain.quantile(0.9)
     model = trained(x, rich)
-    folder = options.output.with_suffix("")
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{options.slide.stem}.h5"
-    with h5py.File(path, "w") as file:  # as CLAM writes it
-        file["features"], file["coords"] = x.numpy(), corners.astype(np.int32)
-    bag = find_bags(path)[0]
+    places = places_as_read(x, corners)
     rows: common.Rows = []
     for method in (*METHODS, "random"):
         if method == "random":
             scores = random_map(len(x), 0)
         else:
             scores = explain(model, x, for_class(1), method=method)
-        found = Map(
-            f"{len(x):,} tiles", method, "rich in haematoxylin", scores.numpy(), places_of(bag)
-        )
+        found = Map(f"{len(x):,} tiles", method, "rich in haematoxylin", scores.numpy(), places)
         if method == "single":
             overlay_figure(found, slide).savefig(common.FIGURES / "slide_map.png", dpi=75)
             sheet_figure(found, slide).savefig(common.FIGURES / "slide_patches.png", dpi=75)

@@ -29,7 +29,8 @@ def _cell(rows: list[dict[str, str]]) -> str:
 
 def slide_table() -> str:
     """Shows how well every method finds the stained tiles of the real slide."""
-    lines = [[row["method"], row["auc"], row["area"]] for row in results("real_slide")]
+    rows = results("real_slide")
+    lines = [[x["method"], f"{float(x['auc']):.3f}", f"{float(x['area']):+.3f}"] for x in rows]
     return markdown(["method", "AUC of tiles", "area of flipping"], lines)
 
 

@@ -178,7 +178,7 @@ def two_sided(metric: Callable[..., float], scores: Tensor, signs: Tensor) -> li
 
 def main() -> None:
     parser = common.options(__doc__ or "", "toy_tasks")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     if options.quick:
         globals().update(UPDATES=20, TEST_BAGS=8)
