@@ -2,7 +2,7 @@
 
     python -m benchmarks attention.cpu [--busy] [--only exact] [--quick] [--fresh] [--output FILE]
 
-Takes about a quarter of an hour on two cores, with --busy four minutes.
+Takes about a quarter of an hour on two cores.
 
 The others: our own fallback `blocked`, the same equations in plain PyTorch, the layer of the
 package nystrom-attention, exact attention, and three other attentions of linear cost. Every case is
@@ -13,9 +13,9 @@ PyTorch changes by a factor of three with them.) With M = 256 landmarks that are
 float32 itself is not accurate enough for the gradients: there ours may be off by as much as the
 equations as written are in float32.
 
-With --busy another process keeps as many threads as there are cores in matrix products all the
-time, as a second job would. Writes results/cpu.csv or results/cpu_busy.csv after every case, and
-keeps the rows that it has; --fresh measures them again.
+With --busy, which takes four minutes, another process keeps as many threads as there are cores in
+matrix products all the time, as a second job would. Writes results/cpu.csv or results/cpu_busy.csv
+after every case, and keeps the rows that it has; --fresh measures them again.
 """
 
 from __future__ import annotations
