@@ -46,8 +46,8 @@ sanitize: $(STAMP)
 		status=$$?; $(BIN)/python $(NATIVE)/build.py; exit $$status
 
 # torch first and by its exact version: a looser request may fetch gigabytes of CUDA libraries.
-# The encoder of the tests and guides without the sentence-transformers that it asks for: its files
-# are read by transformers.
+# The encoder of the tests and guides comes alone, without the versions of others that it asks for:
+# transformers reads its files.
 $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard $(NATIVE)/build.py $(NATIVE)/source/*)
 	@echo "== installing into .venv (once; again when pyproject.toml, constraints.txt or C++ sources change)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
