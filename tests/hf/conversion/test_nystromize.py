@@ -249,7 +249,7 @@ def test_nystromize_refuses_layers_that_do_not_exist(layers):
 
 def test_nystromize_refuses_what_is_no_model():
     with pytest.raises(
-        TypeError, match="`model` must be a transformers model, or hold one .*, got Linear"
+        TypeError, match=r"`model` must be a transformers model, or hold one .*, got Linear"
     ):
         nystromize(torch.nn.Linear(2, 2))
 
