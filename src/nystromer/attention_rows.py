@@ -10,14 +10,13 @@ from torch import Tensor
 from nystromer.checks import (
     check_pinv,
     check_positive,
-    check_query_key,
     check_rows,
     softmax_scale,
 )
 from nystromer.landmarks import segment_means, zero_padding
-from nystromer.layout import at_most_tokens, batched, batched_mask, repeat_heads, unbatched
+from nystromer.layout import at_most_tokens, map_inputs, unbatched
 from nystromer.pinv import Pinv
-from nystromer.precision import accumulation_dtype, autocast_inputs, without_autocast
+from nystromer.precision import accumulation_dtype, without_autocast
 
 Table = Callable[[Tensor], Tensor]
 BLOCK = 2048  # keys whose [M, block] logits exist at a time
@@ -64,7 +63,7 @@ def nystrom_attention_rows(
         >>> nystrom_attention_rows(q, k, rows=[0], num_landmarks=256).shape
         torch.Size([1, 8, 1, 10001])
     """
-    q, k, mask = _prepared(query, key, mask, enable_gqa)
+    q, k, mask = map_inputs(query, key, mask, enable_gqa)
     check_positive("num_landmarks", num_landmarks)
     check_pinv(pinv_iterations, pinv_init, pinv_ridge)
     rows = check_rows(rows, q.shape[2], q.device)
@@ -112,7 +111,7 @@ def weighted_attention_rows(
         >>> weighted_attention_rows(q, k, torch.rand(1, 1, 5_000)).shape
         torch.Size([1, 8, 1, 5000])
     """
-    q, k, mask = _prepared(query, key, mask)
+    q, k, mask = map_inputs(query, key, mask)
     check_positive("num_landmarks", num_landmarks)
     check_pinv(pinv_iterations, pinv_init)
     if weights.dim() != 3 or (weights.shape[0], weights.shape[2]) != (q.shape[0], q.shape[2]):
@@ -132,19 +131,6 @@ def weighted_attention_rows(
 
     with without_autocast(q):
         return _rows(q, k, summed, num_landmarks, mask, softmax_scale(scale, q), pinv)
-
-
-def _prepared(
-    query: Tensor, key: Tensor, mask: Tensor | None, enable_gqa: bool = False
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Queries and keys [B, H, N, D] as autocast wants them, and their mask, [B, Nk]."""
-    q, k = batched(query=query, key=key)
-    mask = batched_mask("mask", mask, key)
-    q, k = autocast_inputs(q, k)
-    if enable_gqa:
-        k = repeat_heads(k, "key", q)
-    check_query_key(q, k)
-    return q, k, mask
 
 
 def _rows(

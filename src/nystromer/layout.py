@@ -9,7 +9,8 @@ from math import prod
 
 from torch import Tensor
 
-from nystromer.checks import check_mask, check_tensor
+from nystromer.checks import check_mask, check_query_key, check_tensor
+from nystromer.precision import autocast_inputs
 from nystromer.registration import is_traced
 
 
@@ -88,3 +89,17 @@ def at_most_tokens(num_landmarks: int, *lengths: int) -> int:
     if is_traced():
         return num_landmarks
     return max(1, min(num_landmarks, max(lengths)))
+
+
+def map_inputs(
+    query: Tensor, key: Tensor, mask: Tensor | None, enable_gqa: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What rows of an attention map need: queries and keys [B, H, N, D] as autocast wants them, and
+    the mask of the keys, [B, Nk]."""
+    q, k = batched(query=query, key=key)
+    mask = batched_mask("mask", mask, key)
+    q, k = autocast_inputs(q, k)
+    if enable_gqa:
+        k = repeat_heads(k, "key", q)
+    check_query_key(q, k)
+    return q, k, mask

@@ -6,6 +6,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from nystromer.backends.native import unsupported as unsupported_by_native
 from nystromer.checks import check_query_key, check_value, softmax_scale
 from nystromer.clustered import blocked, eager, graph, native
 from nystromer.clustered.budget import Budget, check_budget, check_self_attention
@@ -124,7 +125,7 @@ def choose_backend(name: str, query: Tensor) -> ModuleType:
     if name != "auto" and name not in BACKENDS:
         known = ", ".join(map(repr, ("auto", *BACKENDS)))
         raise ValueError(f"`backend` of clustered attention must be one of {known}, got {name!r}.")
-    missing = native.unsupported(query)
+    missing = unsupported_by_native(query)
     if name == "native" and missing is not None:
         raise NotImplementedError(f"backend='native' {missing}; use backend='blocked'.")
     if differentiated_anew() and name != "eager":

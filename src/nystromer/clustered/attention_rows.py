@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nystromer.checks import check_query_key, check_rows, softmax_scale
+from nystromer.checks import check_rows, softmax_scale
 from nystromer.clustered.budget import Budget, check_budget, check_self_attention
 from nystromer.clustered.eager import make_slots
 from nystromer.clustered.tokens import rows as rows_of
 from nystromer.clustered.tokens import sort
-from nystromer.layout import batched, batched_mask, repeat_heads, unbatched
-from nystromer.precision import accumulation_dtype, autocast_inputs, without_autocast
+from nystromer.layout import map_inputs, unbatched
+from nystromer.precision import accumulation_dtype, without_autocast
 
 
 def clustered_attention_rows(
@@ -52,12 +52,7 @@ def clustered_attention_rows(
         >>> clustered_attention_rows(q, k, rows=[0]).shape
         torch.Size([1, 8, 1, 2000])
     """
-    q, k = batched(query=query, key=key)
-    mask = batched_mask("mask", mask, key)
-    q, k = autocast_inputs(q, k)
-    if enable_gqa:
-        k = repeat_heads(k, "key", q)
-    check_query_key(q, k)
+    q, k, mask = map_inputs(query, key, mask, enable_gqa)
     check_self_attention(q, k)
     budget = Budget(num_query_clusters, num_key_clusters, num_exact_keys)
     check_budget(budget)

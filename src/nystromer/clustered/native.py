@@ -8,19 +8,10 @@ bfloat16 inputs too.
 import torch
 from torch import Tensor
 
-from nystromer.backends.native import DTYPES, library
+from nystromer.backends.native import library
 from nystromer.clustered.budget import Budget
 from nystromer.clustered.operation import backward_of, results_of
 from nystromer.registration import operation
-
-
-def unsupported(query: Tensor) -> str | None:
-    """Returns why the library cannot take these tokens, or None."""
-    if query.device.type != "cpu":
-        return f"needs CPU tensors, got {query.device.type}"
-    if query.dtype not in DTYPES:
-        return f"computes in float32 and needs float32 or bfloat16, got {query.dtype}"
-    return library.MISSING
 
 
 def forward(

@@ -17,7 +17,8 @@ from nystromer.pinv import Pinv
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def unsupported(query: Tensor, key: Tensor, value: Tensor, num_landmarks: int) -> str | None:
+def unsupported(query: Tensor, *rest: object) -> str | None:
+    """Returns why the library cannot take such tokens, or None; also of clustered attention."""
     if query.device.type != "cpu":
         return f"needs CPU tensors, got {query.device.type}"
     if query.dtype not in DTYPES:

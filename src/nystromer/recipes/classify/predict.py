@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from nystromer.hf.positions import num_positions
 from nystromer.recipes.classify.examples import by_length, collator, encode
 from nystromer.recipes.classify.tasks import Columns
 from nystromer.recipes.files.outputs import new_file
+from nystromer.recipes.files.tables import WRITERS
 from nystromer.recipes.inputs.formats import Row
 from nystromer.recipes.inputs.lines import BadLines
 from nystromer.recipes.inputs.models import check_vocabulary, load_config, load_model
@@ -143,21 +142,3 @@ def load(name: str) -> Any:
     model, tokenizer = load_model(AutoModelForSequenceClassification, name), load_tokenizer(name)
     check_vocabulary(model, tokenizer, name)
     return model, tokenizer
-
-
-def write_json_lines(rows: Sequence[Row], path: Path) -> None:
-    """Writes a row a line."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-
-
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Writes a table with all columns of all rows."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, names)
-        table.writeheader()
-        table.writerows(rows)
-
-
-WRITERS = {".jsonl": write_json_lines, ".csv": write_csv}

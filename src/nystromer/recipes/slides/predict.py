@@ -13,8 +13,9 @@ from nystromer.mil.features.bags import Bag, join
 from nystromer.mil.features.folders import duplicates, find_bags
 from nystromer.mil.ids import listed, slide_id
 from nystromer.recipes.files.outputs import new_file
+from nystromer.recipes.files.tables import write_csv
 from nystromer.recipes.slides.data import Track, silently
-from nystromer.recipes.slides.tables import Row, prediction_rows, write_csv
+from nystromer.recipes.slides.tables import Row, prediction_rows
 
 
 def predict_slides(

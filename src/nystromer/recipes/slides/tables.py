@@ -12,6 +12,7 @@ import numpy as np
 
 from nystromer.mil.ensemble import CLASSIFICATION, Spec
 from nystromer.recipes.files.outputs import new_file
+from nystromer.recipes.files.tables import write_csv
 from nystromer.recipes.slides.scores import NAMES, classification_scores, concordance
 
 PREDICTIONS, TABLE, SCORES = "predictions.csv", "table.csv", "scores.csv"
@@ -103,15 +104,6 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
     path.unlink(missing_ok=True)
     with new_file(path, ".csv") as partial:
         write_csv(rows, partial)
-
-
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Writes rows as a table with all columns of all rows."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, names)
-        table.writeheader()
-        table.writerows(rows)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
