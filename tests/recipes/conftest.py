@@ -1,14 +1,26 @@
-"""A tiny encoder whose tokenizer knows the words w0 ... w199."""
+"""Small models for the commands, and how a command is run, also one that must be refused."""
 
+import re
+import shutil
 import sys
+from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from bad_input import GOOD, everything
 from nystromer import cli
+from nystromer.hf import (
+    NystromformerForPreTraining,
+    NystromformerForSequenceClassification,
+)
+from nystromer.recipes.inputs.presets import preset
+from nystromer.recipes.inputs.tokenizers import load_tokenizer
 
+SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_landmarks": 4, "max_length": 64}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
@@ -81,3 +93,37 @@ def text(tmp_path_factory):
     draw = torch.randint(0, 200, (3000,), generator=torch.Generator().manual_seed(0))
     path.write_text(" ".join(f"w{i}" for i in draw.tolist()))
     return path
+
+
+@pytest.fixture(scope="session")
+def small_models(encoder, tmp_path_factory):
+    """The folders of small models, of every kind that a command loads."""
+    folder, tokenizer = tmp_path_factory.mktemp("models"), load_tokenizer("bytes")
+    torch.manual_seed(0)
+    for name, kind in (
+        ("classifier", NystromformerForSequenceClassification),
+        ("pretrained", NystromformerForPreTraining),
+    ):
+        kind(preset("tiny", tokenizer, **SIZES)).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    shutil.copytree(encoder, folder / "encoder")
+    return folder
+
+
+@pytest.fixture
+def refused(run, small_models, tmp_path, monkeypatch):
+    """Runs a command that must be refused in one sentence, and leave everything as it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    Path("good.jsonl").write_text(GOOD)
+
+    def call(command, message, **paths):
+        paths = {**{x.name: x for x in small_models.iterdir()}, **paths}
+        before = everything(tmp_path)
+        code, _, error = run(*command.format(**paths).split())
+        assert code == 2, error
+        assert re.search(message, error), error
+        assert everything(tmp_path) == before
+
+    return call
