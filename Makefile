@@ -35,14 +35,14 @@ wheel:
 kinds: $(STAMP)
 	for kind in $(KINDS); do \
 		CXXFLAGS="-DNYSTROMER_ONLY=PHASES_$$kind" $(BIN)/python $(NATIVE)/build.py && \
-		$(BIN)/pytest tests/test_functional.py tests/backends/test_native.py tests/clustered -k native || status=1; \
+		$(BIN)/pytest tests/test_functional.py tests/test_precision.py tests/backends/test_native.py tests/clustered -k native || status=1; \
 	done; $(BIN)/python $(NATIVE)/build.py; exit $$status
 
 # The cases of `native` under GCC's sanitizers of addresses and of undefined behaviour.
 sanitize: $(STAMP)
 	CXX=g++ CXXFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=all" $(BIN)/python $(NATIVE)/build.py
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(BIN)/pytest tests/test_functional.py tests/backends/test_native.py tests/clustered -k "native and not memory and not opcheck"; \
+		$(BIN)/pytest tests/test_functional.py tests/test_precision.py tests/backends/test_native.py tests/clustered -k "native and not memory and not opcheck"; \
 		status=$$?; $(BIN)/python $(NATIVE)/build.py; exit $$status
 
 # torch first and by its exact version: a looser request may fetch gigabytes of CUDA libraries.

@@ -4,6 +4,7 @@ import importlib.util
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 import torch
 
 import oracle
@@ -197,3 +198,12 @@ def assert_close(got, expected, tolerance, what="output"):
     else:
         error = relative_error(got, expected)
         assert error <= tolerance, f"{what}: relative error {error:.1e}"
+
+
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def backends_with(*chosen):
+    """Every backend with those of the dtypes that it takes."""
+    found = [(b, dtype) for b in BACKENDS for dtype in chosen if dtype in dtypes(b)]
+    return pytest.mark.parametrize(("backend", "dtype"), found, ids=str)
