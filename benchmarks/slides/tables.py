@@ -34,4 +34,18 @@ def slide_table() -> str:
     return markdown(["method", "AUC of tiles", "area of flipping"], lines)
 
 
-TABLES = {"toy maps": toy_table, "slide map": slide_table}
+def large_table() -> str:
+    """Shows what the map of 200,000 patches costs by every method."""
+    lines = [
+        [
+            row["method"],
+            f"{float(row['seconds']):.0f} s",
+            f"{float(row['cpu_seconds']):.0f} s",
+            f"{float(row['peak_mib']) / 1024:.1f} GiB",
+        ]
+        for row in results("large_maps")
+    ]
+    return markdown(["method", "time", "time of all cores", "most memory"], lines)
+
+
+TABLES = {"toy maps": toy_table, "slide map": slide_table, "large maps": large_table}

@@ -63,6 +63,12 @@ def test_cpu_checks_and_measures(tmp_path, options):
     assert min(float(row[name]) for name in ("other_ms", "ours_ms", "ratio")) > 0
 
 
+def test_large_maps_measures_every_method(tmp_path):
+    rows = run("slides.large_maps", tmp_path / "large_maps.csv")
+    assert [row["method"] for row in rows] == ["single", "gradient", "attention", "rollout"]
+    assert all(float(row["cpu_seconds"]) > 0 and float(row["peak_mib"]) > 50 for row in rows)
+
+
 def test_table1_runs(tmp_path):
     (row,) = run("attention.table1", tmp_path / "table1.csv")
     assert (row["n"], row["num_landmarks"]) == ("256", "32")

@@ -65,7 +65,8 @@ def copy_modules(name: str, folder: Path) -> None:
     long a text may be is then what the tokenizer says.
 
     Raises:
-        ValueError: If a file cannot be read, or the encoder lies in a folder of its own.
+        ValueError: If a file cannot be read, the encoder lies in a folder of its own, or a module
+            lies outside.
     """
     modules = _read(name, "modules.json")
     if modules is None:
@@ -75,6 +76,11 @@ def copy_modules(name: str, folder: Path) -> None:
             f"{name} must hold its encoder beside modules.json, got it in a folder of its own; "
             "convert it with nystromer.nystromize(SentenceTransformer(...)) and save_pretrained."
         )
+    for module in modules[1:]:
+        if not (folder / module["path"]).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{name}/modules.json must name folders beside it, got {module['path']}; change it."
+            )
     _write(modules, folder / "modules.json")
     settings = _read(name, "sentence_bert_config.json") or {}
     settings.pop("max_seq_length", None)
