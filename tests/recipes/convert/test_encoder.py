@@ -111,7 +111,11 @@ def test_convert_keeps_what_stands_behind_a_sentence_encoder(run, encoder, tmp_p
     [
         ("modules.json", "[", r"modules\.json cannot be read"),
         ("modules.json", '[{"path": "0_Transformer"}]', r"must hold its encoder beside modules"),
-        ("modules.json", '[{"path": ""}, {"path": "../mine"}]', r"folders beside it, got \.\./mine"),
+        (
+            "modules.json",
+            '[{"path": ""}, {"path": "../mine"}]',
+            r"folders beside it, got \.\./mine",
+        ),
     ],
 )
 def test_convert_refuses_modules_that_it_cannot_read(
