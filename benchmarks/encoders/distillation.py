@@ -21,6 +21,7 @@ from benchmarks import common
 from benchmarks.encoders.minilm import DATA, documents, minilm, minilm_folder
 from nystromer.hf import nystromize
 from nystromer.hf.calibration.fidelity import exact_states, last_hidden, measure
+from nystromer.hf.conversion.plan import LayerChoice
 from nystromer.recipes.convert.distill import Settings
 from nystromer.recipes.convert.encoder import distill_encoder
 from nystromer.recipes.inputs.text import passages
@@ -44,7 +45,7 @@ def main() -> None:
         minilm_folder(),
         [DATA / file for file in TRAINED_ON],
         arguments.output,
-        num_landmarks=LANDMARKS,
+        LayerChoice("nystrom", num_landmarks=LANDMARKS),
         settings=Settings(steps=arguments.steps),
     )
     minutes = (time.perf_counter() - start) / 60

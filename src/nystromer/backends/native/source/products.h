@@ -150,10 +150,12 @@ inline void multiply_rows(int64_t rows, int64_t depth, const float* a, const Lef
 inline void multiply(const Left& a, const Table& b, const Table& c, float factor = 1,
                      bool add = false, bool lower = false) {
     if (b.rows == 0 && !add) fill(c, 0);
+    // The inverse multiplies square tables many times in a row: shorter sums keep its gradients' digits.
+    const int64_t most = b.rows == b.columns ? DEPTH / 2 : DEPTH;
     for (int64_t first = 0; first < c.columns; first += PANEL) {
         const int64_t columns = smaller(PANEL, c.columns - first);
-        for (int64_t k = 0; k < b.rows; k += DEPTH) {
-            const int64_t depth = smaller(DEPTH, b.rows - k);
+        for (int64_t k = 0; k < b.rows; k += most) {
+            const int64_t depth = smaller(most, b.rows - k);
             const int64_t skip = k / PANEL * a.panel;
             for (int64_t i = 0; i < c.rows; i += PANEL) {
                 multiply_rows(smaller(PANEL, c.rows - i), depth, a.at(i) + skip, a,
