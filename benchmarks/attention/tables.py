@@ -54,6 +54,22 @@ def busy_table() -> str:
     return markdown(header, lines)
 
 
+def peak_table() -> str:
+    """Shows how much of the speed of torch's large product a whole call reaches."""
+    lines = [
+        [
+            f"{int(row['n']):,}",
+            row["cores"],
+            f"{float(row['ms']):.1f} ms",
+            f"{float(row['gflops']):.0f} GFLOP/s",
+            f"{float(row['mm_gflops']):.0f} GFLOP/s",
+            f"{float(row['share']):.0%}",
+        ]
+        for row in results("peak")
+    ]
+    return markdown(["N", "cores", "a call", "its products", "torch.mm", "share"], lines)
+
+
 def time_cell(row: Row) -> str:
     """Shows how many times faster ours is, and the times of the other and ours."""
     other, ours, ratio = (float(row[name]) for name in ("other_ms", "ours_ms", "ratio"))
@@ -228,6 +244,7 @@ def with_exponents(panel: Panel) -> Panel:
 
 
 TABLES = {
+    "peak": peak_table,
     "cpu": cpu_table,
     "cpu-short": cpu_short_table,
     "busy": busy_table,

@@ -63,6 +63,17 @@ def test_cpu_checks_and_measures(tmp_path, options):
     assert min(float(row[name]) for name in ("other_ms", "ours_ms", "ratio")) > 0
 
 
+def test_peak_counts_what_the_library_multiplies(tmp_path):
+    """A head of 4 n 64^2 + 33 n 64 multiply-adds for tokens; 24 products of 64^3 for the rest."""
+    rows = run("attention.peak", tmp_path / "peak.csv")
+    assert [(row["n"], row["cores"]) for row in rows] == [("256", "1"), ("256", "2")]
+    counted = 8 * (256 * 64 * (4 * 64 + 33) + (1 + 6 + 4 + 13) * 64**3)
+    for row in rows:
+        rate = 2e-6 * counted / float(row["ms"])
+        assert float(row["gflops"]) == pytest.approx(rate, rel=2e-3)
+        assert float(row["share"]) == pytest.approx(rate / float(row["mm_gflops"]), rel=2e-3)
+
+
 def test_large_maps_measures_every_method(tmp_path):
     rows = run("slides.large_maps", tmp_path / "large_maps.csv")
     assert [row["method"] for row in rows] == ["single", "gradient", "attention", "rollout"]
