@@ -57,9 +57,20 @@ inline void write_zeros(const Head& x, int64_t position) {
     }
 }
 
+// Asks for a row that will be read a tile later: the next one may lie on another page.
+inline void fetch_row(const Head& x, int64_t position) {
+    if (x.feature != 1) return;
+    const char* row = x.at(position);
+    for (int64_t i = 0; i < x.dim * x.size; i += 64) __builtin_prefetch(row + i, 0, 2);
+}
+
 // Tokens number first ... of a sequence, as many as the table has rows.
 inline void read(const Head& x, const Sequence& sequence, int64_t first, const Table& to) {
-    for (int64_t r = 0; r < to.rows; ++r) read_row(x, sequence.position(first + r), to, r);
+    for (int64_t r = 0; r < to.rows; ++r) {
+        const int64_t rank = first + r, later = rank + TILE;
+        if (later < sequence.length) fetch_row(x, sequence.position(later));
+        read_row(x, sequence.position(rank), to, r);
+    }
 }
 
 // Writes them, and zeros to the padding before each; after the last, to what is left.
@@ -106,6 +117,14 @@ inline Table as_transposed_table(Arena& arena, const float* matrix, int64_t rows
     const Table table = make_table(arena, columns, rows);
     transpose(as_table(arena, matrix, rows, columns), table, factor);
     return table;
+}
+
+// Tasks are numbered head by head, and taken up in another order: a chunk of all heads of a sequence,
+// then the next chunk. Heads lie side by side in memory as a rule, and so share its pages.
+inline int64_t in_turn(const Job& job, int64_t turn, int64_t chunks) {
+    const int64_t heads = job.call.heads, sequence = turn / (heads * chunks);
+    const int64_t rest = turn % (heads * chunks);
+    return (sequence * heads + rest % heads) * chunks + rest / heads;
 }
 
 // A task of a phase that has one for every chunk of a sequence's tokens.
