@@ -1,6 +1,6 @@
 """Shows how well a converted encoder finds long documents, beside exact attention and chunks.
 
-    python -m benchmarks encoders.retrieval [--encoders FOLDER] [--only "clustered"] [--tokens 512]
+    python -m benchmarks encoders.retrieval [--encoders FOLDER] [--only METHOD] [--tokens 512]
 
 Takes about two hours on two cores.
 
@@ -235,10 +235,10 @@ def scores(documents: Tensor, queries: Tensor) -> dict[str, float]:
 def measure(case: Case, encoders: Path) -> dict[str, Any]:
     task = corpus(case.task, case.tokens)
     encode = methods(case.tokens, encoders)[case.method]()
-    found = scores(encode(task.documents), encode(task.queries))
-    same = reference(case.task, case.tokens)
-    cosine = (encode(task.documents[:16]) * same).sum(-1).mean()
-    return {**found, "documents": len(task.documents), "cosine": float(cosine)}
+    documents = encode(task.documents)
+    cosines = (documents[:16] * reference(case.task, case.tokens)).sum(-1)
+    found = scores(documents, encode(task.queries))
+    return {**found, "documents": len(documents), "cosine": float(cosines.mean())}
 
 
 @cache

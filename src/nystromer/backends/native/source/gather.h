@@ -35,9 +35,8 @@ inline void add_tile(const Table& logits, float* top, float* mass, const Table& 
 }
 
 // A task a chunk of keys.
-void gather(const Job& job, int64_t turn, Arena& arena) {
+void gather(const Job& job, int64_t task, Arena& arena) {
     const Call& call = job.call;
-    const int64_t task = in_turn(job, turn, job.key_chunks);
     const int64_t bh = task / job.key_chunks, dim = call.dim, value_dim = call.value_dim;
     const Pair& pair = job.pairs[bh / call.heads];
     const Chunk chunk = chunk_of(task, job.key_chunks, pair.keys, bh);
@@ -115,9 +114,8 @@ inline void copy_landmark_gradients(const Job& job, const Chunk& chunk, int64_t 
 }
 
 // A task a chunk of keys: gradients of keys and values, with the convolution's, and of Q~ and taps.
-void gather_backward(const Job& job, int64_t turn, Arena& arena) {
+void gather_backward(const Job& job, int64_t task, Arena& arena) {
     const Call& call = job.call;
-    const int64_t task = in_turn(job, turn, job.key_chunks);
     const int64_t bh = task / job.key_chunks, dim = call.dim, value_dim = call.value_dim;
     const Pair& pair = job.pairs[bh / call.heads];
     const Chunk chunk = chunk_of(task, job.key_chunks, pair.keys, bh);

@@ -60,10 +60,9 @@ inline void segment_means(const Head& x, const Sequence& sequence, int64_t m, in
 }
 
 // A task a group of landmarks.
-void landmarks(const Job& job, int64_t turn, Arena& arena) {
+void landmarks(const Job& job, int64_t task, Arena& arena) {
     const Call& call = job.call;
     const int64_t groups = (call.landmarks + GROUP - 1) / GROUP;
-    const int64_t task = in_turn(job, turn, groups);
     const int64_t bh = task / groups, m = call.landmarks;
     const Pair& pair = job.pairs[bh / call.heads];
     if (pair.empty()) return;
@@ -102,10 +101,9 @@ inline void add_shares(const Table& tokens, int64_t first, const Segments& segme
 
 // A task a group of landmarks: the gradient of its Q~ is summed over chunks of keys, and added to
 // that of the queries.
-void landmarks_backward(const Job& job, int64_t turn, Arena& arena) {
+void landmarks_backward(const Job& job, int64_t task, Arena& arena) {
     const Call& call = job.call;
     const int64_t groups = (call.landmarks + GROUP - 1) / GROUP;
-    const int64_t task = in_turn(job, turn, groups);
     const int64_t bh = task / groups, m = call.landmarks, dim = call.dim;
     const Pair& pair = job.pairs[bh / call.heads];
     float* grad_q_tilde = call.grad_q_tilde + bh * m * dim;

@@ -126,7 +126,7 @@ int run(const Call& call, bool backward) {
         const int64_t heads = call.batch * call.heads;
         const int64_t query_chunks = most_chunks(pairs, &Pair::queries);
         const int64_t key_chunks = most_chunks(pairs, &Pair::keys);
-        const int64_t groups = heads * ((call.landmarks + GROUP - 1) / GROUP);
+        const int64_t groups = (call.landmarks + GROUP - 1) / GROUP;
         const int64_t small = backward ? heads * call.landmarks * call.value_dim : 0;
         const Job job{call,
                       pairs.data(),
@@ -145,21 +145,21 @@ int run(const Call& call, bool backward) {
             want_large_pages(call.grad_query, call.queries, call.dim, call);
             want_large_pages(call.grad_key, call.keys, call.dim, call);
             want_large_pages(call.grad_value, call.keys, call.value_dim, call);
-            const Stage stages[] = {{p.scatter_backward, heads * query_chunks},
+            const Stage stages[] = {{p.scatter_backward, heads * query_chunks, query_chunks},
                                     {p.norms, common},
                                     {p.solve_backward, heads},
                                     {p.norms_backward, common},
-                                    {p.gather_backward, heads * key_chunks},
-                                    {p.landmarks_backward, groups},
+                                    {p.gather_backward, heads * key_chunks, key_chunks},
+                                    {p.landmarks_backward, heads * groups, groups},
                                     {p.sum_taps, call.taps ? call.heads : 0}};
             done = run_stages(job, stages, 7, threads_for(call));
         } else {
             want_large_pages(call.output, call.queries, call.value_dim, call);
-            const Stage stages[] = {{p.landmarks, groups},
+            const Stage stages[] = {{p.landmarks, heads * groups, groups},
                                     {p.norms, common},
-                                    {p.gather, heads * key_chunks},
+                                    {p.gather, heads * key_chunks, key_chunks},
                                     {p.solve, heads},
-                                    {p.scatter, heads * query_chunks}};
+                                    {p.scatter, heads * query_chunks, query_chunks}};
             done = run_stages(job, stages, 5, threads_for(call));
         }
     } catch (const std::bad_alloc&) {

@@ -8,9 +8,8 @@
 namespace {
 
 // A task a chunk of queries.
-void scatter(const Job& job, int64_t turn, Arena& arena) {
+void scatter(const Job& job, int64_t task, Arena& arena) {
     const Call& call = job.call;
-    const int64_t task = in_turn(job, turn, job.query_chunks);
     const int64_t bh = task / job.query_chunks, dim = call.dim, value_dim = call.value_dim;
     const Pair& pair = job.pairs[bh / call.heads];
     const Chunk chunk = chunk_of(task, job.query_chunks, pair.queries, bh);
@@ -45,9 +44,8 @@ void scatter(const Job& job, int64_t turn, Arena& arena) {
 }
 
 // A task a chunk of queries: their gradients, but for their part in Q~, and those of K~ and context.
-void scatter_backward(const Job& job, int64_t turn, Arena& arena) {
+void scatter_backward(const Job& job, int64_t task, Arena& arena) {
     const Call& call = job.call;
-    const int64_t task = in_turn(job, turn, job.query_chunks);
     const int64_t bh = task / job.query_chunks, dim = call.dim, value_dim = call.value_dim;
     const Pair& pair = job.pairs[bh / call.heads];
     const Chunk chunk = chunk_of(task, job.query_chunks, pair.queries, bh);

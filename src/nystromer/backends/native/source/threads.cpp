@@ -36,10 +36,10 @@ struct Shared {
 
     void work(int s, Arena& arena) {
         const Stage& stage = stages[s];
-        for (int64_t task; (task = next[s].fetch_add(1)) < stage.tasks;) {
+        for (int64_t turn; (turn = next[s].fetch_add(1)) < stage.tasks;) {
             arena.reset();
             try {
-                if (!failed) stage.run(*job, task, arena);
+                if (!failed) stage.run(*job, stage.in_turn(turn, job->call.heads), arena);
             } catch (const std::bad_alloc&) {
                 failed = true;
             }

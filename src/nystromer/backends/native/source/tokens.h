@@ -119,14 +119,6 @@ inline Table as_transposed_table(Arena& arena, const float* matrix, int64_t rows
     return table;
 }
 
-// Tasks are numbered head by head, and taken up in another order: a chunk of all heads of a sequence,
-// then the next chunk. Heads lie side by side in memory as a rule, and so share its pages.
-inline int64_t in_turn(const Job& job, int64_t turn, int64_t chunks) {
-    const int64_t heads = job.call.heads, sequence = turn / (heads * chunks);
-    const int64_t rest = turn % (heads * chunks);
-    return (sequence * heads + rest % heads) * chunks + rest / heads;
-}
-
 // A task of a phase that has one for every chunk of a sequence's tokens.
 struct Chunk {
     int64_t bh, index, first, stop;  // index of head and of chunk; ranks of tokens
