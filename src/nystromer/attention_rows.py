@@ -181,17 +181,32 @@ def _weighted_kernel_3(
     weights: Tensor, q_tilde: Tensor, key: Tensor, mask: Tensor | None
 ) -> Tensor:
     """weights · softmax(Q~ Kᵀ), [B, H, R, N], with 2,048 columns of the softmax at a time."""
+    return weighted_columns(weights, q_tilde, key, mask, log_masses(q_tilde, key, mask))
 
-    def logits(part: slice) -> Tensor:
-        table = q_tilde @ key[:, :, part].mT
-        return table if mask is None else _hidden(table, mask[:, part])
 
+def log_masses(q_tilde: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """The logarithms of the row sums of exp(Q~ Kᵀ), [B, H, M, 1]."""
+    masses = [_logits(q_tilde, key, mask, part).logsumexp(-1) for part in _blocks(key)]
+    return torch.stack(masses).logsumexp(0)[..., None]
+
+
+def weighted_columns(
+    weights: Tensor, q_tilde: Tensor, key: Tensor, mask: Tensor | None, log_mass: Tensor
+) -> Tensor:
+    """weights · exp(Q~ Kᵀ - log_mass), [B, H, R, N]."""
+    parts = (_logits(q_tilde, key, mask, part) for part in _blocks(key))
+    return torch.cat([weights @ (logits - log_mass).exp() for logits in parts], -1)
+
+
+def _blocks(key: Tensor) -> list[slice]:
     if torch.compiler.is_compiling():
-        parts = [slice(None)]  # of a number of keys that may change, the number of parts is unknown
-    else:
-        parts = [slice(i, i + BLOCK) for i in range(0, key.shape[2], BLOCK)]
-    log_mass = torch.stack([logits(part).logsumexp(-1) for part in parts]).logsumexp(0)  # [B, H, M]
-    return torch.cat([weights @ (logits(p) - log_mass[..., None]).exp() for p in parts], -1)
+        return [slice(None)]  # of a number of keys that may change, the number of parts is unknown
+    return [slice(i, i + BLOCK) for i in range(0, key.shape[2], BLOCK)]
+
+
+def _logits(q_tilde: Tensor, key: Tensor, mask: Tensor | None, part: slice) -> Tensor:
+    table = q_tilde @ key[:, :, part].mT
+    return table if mask is None else _hidden(table, mask[:, part])
 
 
 def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:

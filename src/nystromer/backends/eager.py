@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import e, log2
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,6 +12,8 @@ from nystromer.landmarks import segment_ids, segment_means, zero_padding
 from nystromer.pinv import Pinv, ridge_pinv_by_products
 from nystromer.precision import accumulation_dtype
 from nystromer.registration import must_be_of_torch_alone
+
+LOG2_E = log2(e)
 
 
 def unsupported(query: Tensor, key: Tensor, value: Tensor, num_landmarks: int) -> str | None:
@@ -116,6 +120,61 @@ def factors(
     else:
         inverse = pinv.of(kernel_2)
     return kernel_1, torch.where(exact, kernel_2, inverse), kernel_3
+
+
+# The steps by themselves, for a sequence whose parts lie in several processes.
+
+
+def gather(
+    landmarks: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """softmax(s Q~ Kᵀ) V of the keys at hand, [B, H, M, Dv], and log2 of its row sums
+    [B, H, M, 1]; where there is no key, anything."""
+    key, value = (zero_padding(x.to(landmarks.dtype), mask) for x in (key, value))
+    logits = scale * landmarks @ key.mT
+    if mask is not None:
+        logits = logits.masked_fill(~mask[:, None, None], torch.finfo(logits.dtype).min)
+    return torch.softmax(logits, -1) @ value, logits.logsumexp(-1, keepdim=True) * LOG2_E
+
+
+def gather_backward(
+    grad: Tensor,
+    landmarks: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    gathered: Tensor,
+    log2_mass: Tensor,
+    mean: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of landmarks, key and value, of what was gathered from the keys of all parts.
+
+    gathered, log2_mass: of all parts. mean: unused, for nothing is rounded.
+    """
+    dtype = key.dtype
+    key, value = (zero_padding(x.to(landmarks.dtype), mask) for x in (key, value))
+    kernel_3 = torch.exp2(scale * LOG2_E * landmarks @ key.mT - log2_mass)
+    if mask is not None:
+        kernel_3 = kernel_3.masked_fill(~mask[:, None, None], 0.0)
+    grad_logits = kernel_3 * (grad @ value.mT - (grad * gathered).sum(-1, keepdim=True)) * scale
+    grad_key, grad_value = grad_logits.mT @ landmarks, kernel_3.mT @ grad
+    return grad_logits @ key, grad_key.to(dtype), grad_value.to(dtype)
+
+
+def scatter(
+    query: Tensor,
+    landmarks: Tensor,
+    context: Tensor,
+    in_use: Tensor | None,
+    query_mask: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """softmax(s Q K~ᵀ) · context over the landmarks in use, bool [B, M]: [B, H, Nq, Dv]."""
+    logits = scale * zero_padding(query.to(landmarks.dtype), query_mask) @ landmarks.mT
+    if in_use is not None:
+        logits = logits.masked_fill(~in_use[:, None, None], torch.finfo(logits.dtype).min)
+    return zero_padding(torch.softmax(logits, -1) @ context, query_mask).to(query.dtype)
 
 
 def _at_most(num_landmarks: int, mask: Tensor) -> Tensor:

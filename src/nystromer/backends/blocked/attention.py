@@ -62,12 +62,16 @@ def gather_backward(
     grad_value: Tensor,
     convolution: ConvolutionBackward | None,
     work: Workspace,
+    mean: Tensor | None = None,
 ) -> Tensor:
-    """Writes the gradients of key and value [with the convolution's]; returns the landmarks'."""
+    """Writes the gradients of key and value [with the convolution's]; returns the landmarks'.
+
+    mean: roughly that of all keys, [H, 1, D], where `key` is only a part of them.
+    """
     bias = (grad_gathered * gathered).sum(-1)[:, None]  # [H, 1, M]
     grad_landmarks = torch.zeros_like(landmarks)
     excess = landmarks.new_zeros(*landmarks.shape[:2], 1)  # of rounding, over a sum of zero
-    mean = sequence.rough_mean(key, work)
+    mean = sequence.rough_mean(key, work) if mean is None else mean
     factors = (landmarks * LOG2_E, landmarks, grad_gathered)
     exponents, landmarks, grad_gathered = (x.to(work.factor_dtype) for x in factors)
     for i, j in sequence.blocks(work.block):

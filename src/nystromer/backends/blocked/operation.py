@@ -328,11 +328,15 @@ make_differentiable("blocked")
 
 
 def _workspace(query: Tensor, pairs: list[Pair]) -> Workspace:
+    return workspace(query, max((pair.queries.length for pair in pairs), default=0))
+
+
+def workspace(tokens: Tensor, longest: int) -> Workspace:
     """Makes scratch memory for a block of tokens; of several heads where sequences are short."""
-    rows = ROWS_A_THREAD * torch.get_num_threads() if query.device.type == "cpu" else ROWS_ELSEWHERE
-    longest = max((pair.queries.length for pair in pairs), default=0)
-    heads = max(1, min(rows // max(1, longest), query.shape[1]))
-    return Workspace(query, accumulation_dtype(query.dtype), heads, max(64, rows // heads))
+    on_cpu = tokens.device.type == "cpu"
+    rows = ROWS_A_THREAD * torch.get_num_threads() if on_cpu else ROWS_ELSEWHERE
+    heads = max(1, min(rows // max(1, longest), tokens.shape[1]))
+    return Workspace(tokens, accumulation_dtype(tokens.dtype), heads, max(64, rows // heads))
 
 
 def _results(

@@ -47,7 +47,7 @@ def native_forward(
     pinv = (scale, pinv_iterations, pinv_init, pinv_ridge)
     for part in _parts(mask, query_mask, (query, output), (key, value), small):
         (q, o), (k, v), few, masks = part
-        call = _call(q, k, v, masks, o, few, taps, pinv)
+        call = call_for(q, k, v, masks, o, few, taps, pinv)
         call.landmarks_given = query_landmarks is not None
         library.run("forward", call)
     return results
@@ -90,7 +90,7 @@ def native_backward(
     of_keys = (key, value, grad_key, grad_value)
     for part in _parts(mask, query_mask, of_queries, of_keys, [*small, grad_q_tilde, grad_k_tilde]):
         (q, g, grad_q), (k, v, grad_k, grad_v), (*few, grad_few_q, grad_few_k), masks = part
-        call = _call(q, k, v, masks, g, few, taps, pinv)
+        call = call_for(q, k, v, masks, g, few, taps, pinv)
         call.landmarks_given = landmarks_given
         call.grad_query, call.grad_key, call.grad_value = map(
             library.tensor, (grad_q, grad_k, grad_v)
@@ -144,7 +144,7 @@ def _parts(
         yield of_query, of_key, [x[i : i + 1] for x in small], (None, None)
 
 
-def _call(
+def call_for(
     query: Tensor,
     key: Tensor,
     value: Tensor,

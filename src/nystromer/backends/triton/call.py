@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -153,3 +154,8 @@ def make_call(
 def with_unit_stride(x: Tensor) -> Tensor:
     """Returns x with stride 1 along its features, as the kernels need it."""
     return x if x.stride(3) == 1 else x.contiguous()
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Makes x's device the current one, on which Triton launches its kernels."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -1,14 +1,12 @@
 """The forward and the backward over a batch, as operations for autograd and torch.compile."""
 
 # No `from __future__ import annotations` here: torch reads the signatures of the operations.
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from nystromer.backends.triton import gather_backward, scatter_backward
-from nystromer.backends.triton.call import make_call, with_unit_stride
+from nystromer.backends.triton.call import make_call, on_device_of, with_unit_stride
 from nystromer.backends.triton.convolution import taps_gradient
 from nystromer.backends.triton.gather import gather
 from nystromer.backends.triton.inverse import invert, invert_backward
@@ -60,7 +58,7 @@ def triton_forward(
     if query_landmarks is not None and key_landmarks is not None:
         given = (query_landmarks, key_landmarks)
     call = make_call(query, key, value, mask, query_mask, conv_weight, num_landmarks)
-    with _on(query):
+    with on_device_of(query):
         q_tilde, k_tilde = call.landmarks(given)
         gathered, top, mass = gather(call, q_tilde * scale)
         kernel_2 = call.kernel_2(q_tilde, k_tilde, scale)
@@ -109,7 +107,7 @@ def triton_backward(
     grad_output = with_unit_stride(grad_output)
     q_scaled, k_scaled = q_tilde * scale, centred(k_tilde) * scale
     read = centred(context)
-    with _on(query):
+    with on_device_of(query):
         grad_k, grad_context, lse, delta = scatter_backward.landmarks_gradient(
             call, grad_output, k_scaled, read
         )
@@ -145,11 +143,6 @@ def triton_backward(
 
 
 make_differentiable("triton")
-
-
-def _on(x: Tensor) -> AbstractContextManager[object]:
-    """Makes x's device the current one, on which Triton launches its kernels."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _results(query: Tensor, value: Tensor, num_landmarks: int) -> tuple[Tensor, Small]:

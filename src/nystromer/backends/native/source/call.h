@@ -15,6 +15,12 @@ struct Mask {  // bool [B, N]; data is null where every token is real
     int64_t strides[2];
 };
 
+enum Given : int64_t {  // landmarks_given
+    NO_LANDMARKS,
+    LANDMARKS,  // in q_tilde and k_tilde
+    QUERIES,    // in q_tilde, and they are all queries: only what they gather is wanted
+};
+
 enum Norms : int64_t { OF_A_MATRIX, OF_A_SEQUENCE, OF_THE_BATCH };  // pinv_init
 
 struct Call {

@@ -157,9 +157,9 @@ void read_clusters(const Job& job, int64_t task, Arena& arena) {
     const Sequence& sequence = pair.keys;
     if (task % groups == 0) {
         write_padding(head_of(job, call.output, value_dim, call.keys, bh), sequence);
-        if (pair.few_keys()) read_all(job, bh, arena);
+        if (pair.few_queries()) read_all(job, bh, arena);
     }
-    if (pair.empty() || pair.few_keys()) return;
+    if (pair.empty() || pair.few_queries()) return;
     const Clusters queries(sequence.length, call.query_clusters);
     const Clusters clusters(sequence.length, call.key_clusters);
     const int64_t first = smaller(task % groups * CLUSTERS, queries.count());

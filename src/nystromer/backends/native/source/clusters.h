@@ -215,7 +215,7 @@ void find_clusters(const Job& job, int64_t task, Arena& arena) {
     const bool of_keys = task % 2 != 0;
     const int64_t bh = task / 2, dim = call.dim;
     const Sequence& sequence = job.pairs[bh / call.heads].keys;
-    if (sequence.length == 0 || job.pairs[bh / call.heads].few_keys()) return;
+    if (sequence.length == 0 || job.pairs[bh / call.heads].few_queries()) return;
     const Clusters clusters(sequence.length, of_keys ? call.key_clusters : call.query_clusters);
     const Order& found = of_keys ? job.key_order[bh] : job.query_order[bh];
     const Table x = make_table(arena, sequence.length, dim);

@@ -25,18 +25,18 @@ struct Sequence {
     int64_t chunks() const { return (length + chunk() - 1) / chunk(); }
 };
 
-// The queries and keys of one sequence. With few keys, at most M, they are their own landmarks and
-// `scatter` alone is exact attention; with few queries `gather` alone is (Lemma 2); else Nyström.
+// The queries and keys of one sequence. With few queries, at most M, they are their own landmarks and
+// `gather` alone is exact attention; with few keys `scatter` alone is (Lemma 2); else Nyström.
 struct Pair {
     Sequence queries, keys;
     int64_t most;  // M
 
     bool empty() const { return queries.length == 0 || keys.length == 0; }
-    bool few_keys() const { return !empty() && keys.length <= most; }
-    bool few_queries() const { return !empty() && !few_keys() && queries.length <= most; }
+    bool few_queries() const { return !empty() && queries.length <= most; }
+    bool few_keys() const { return !empty() && !few_queries() && keys.length <= most; }
     bool nystrom() const { return queries.length > most && keys.length > most; }
     int64_t width() const {  // landmarks in use
-        return nystrom() ? most : few_keys() ? keys.length : queries.length;
+        return nystrom() ? most : few_queries() ? queries.length : keys.length;
     }
 };
 

@@ -78,6 +78,7 @@ void landmarks(const Job& job, int64_t task, Arena& arena) {
         copy_tokens(key, pair.keys, first, stop, k_tilde, arena);
         copy_tokens(value, pair.keys, first, stop, context, arena);
     } else if (pair.few_queries()) {
+        if (call.landmarks_given == QUERIES) return;
         copy_tokens(query, pair.queries, first, stop, q_tilde, arena);
     } else if (!call.landmarks_given) {
         segment_means(query, pair.queries, m, first, stop, q_tilde, arena);
@@ -116,6 +117,7 @@ void landmarks_backward(const Job& job, int64_t task, Arena& arena) {
         for (int64_t i = first * dim; i < stop * dim; ++i) grad_q_tilde[i] += part[i];
     }
     if (pair.few_queries()) {
+        if (call.landmarks_given == QUERIES) return;
         if (stop > first) {
             const Table rows = as_table(arena, grad_q_tilde + first * dim, stop - first, dim);
             write(grad_query, pair.queries, first, rows);

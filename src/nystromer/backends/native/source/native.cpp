@@ -105,7 +105,8 @@ void set_zeros(const Call& call, const std::vector<Pair>& pairs, bool backward) 
     }
     for (int64_t b = 0; b < call.batch; ++b) {
         if (pairs[size_t(b)].nystrom()) continue;
-        for (float* x : {call.q_tilde, call.k_tilde}) clear(x, b * a_sequence, a_sequence, call.dim);
+        clear(call.k_tilde, b * a_sequence, a_sequence, call.dim);
+        if (call.landmarks_given != QUERIES) clear(call.q_tilde, b * a_sequence, a_sequence, call.dim);
         for (float* x : {call.gathered, call.context}) {
             clear(x, b * a_sequence, a_sequence, call.value_dim);
         }

@@ -1,0 +1,6 @@
+"""One sequence in many processes: what they exchange does not grow with its length."""
+
+from nystromer.distributed.attention import nystrom_attention
+from nystromer.distributed.attention_rows import nystrom_attention_rows
+
+__all__ = ["nystrom_attention", "nystrom_attention_rows"]
