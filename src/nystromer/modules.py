@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch.fx
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from nystromer.attention_rows import nystrom_attention_rows
 from nystromer.checks import check_dtype, check_kernel_size, check_positive
 from nystromer.functional import check_backend, nystrom_attention
+
+if TYPE_CHECKING:
+    from nystromer.distributed import SharedSequence
 
 
 def check_features(x: Tensor, features: int) -> None:
@@ -57,6 +61,8 @@ class NystromAttention(nn.Module):
         >>> attention(x, mask).shape, attention.attention_rows(x, rows=[0]).shape
         (torch.Size([2, 3000, 256]), torch.Size([2, 4, 1, 3000]))
     """
+
+    shared_sequence: SharedSequence | None = None  # set by nystromer.distributed.sequence_parallel
 
     def __init__(
         self,
@@ -108,7 +114,8 @@ class NystromAttention(nn.Module):
         tensor [B, j, E] of layout torch.jagged, without a mask: the result is one of the same
         lengths, to be added to x.
         """
-        output = nystrom_attention(
+        attend = nystrom_attention if self.shared_sequence is None else self.shared_sequence.attend
+        output = attend(
             self._heads(self.q_proj, x),
             self._heads(self.k_proj, x),
             self._heads(self.v_proj, x),
@@ -126,7 +133,9 @@ class NystromAttention(nn.Module):
         """Rows of the approximate attention map of every head, [B, H, R, N]; see
         `nystrom_attention_rows`. x: [B, N, E] or [N, E]; rows: positions, [R]; mask: bool [B, N],
         [N] or None."""
-        return nystrom_attention_rows(
+        shared = self.shared_sequence
+        rows_of = nystrom_attention_rows if shared is None else shared.attention_rows
+        return rows_of(
             self._heads(self.q_proj, x),
             self._heads(self.k_proj, x),
             rows,

@@ -1,5 +1,9 @@
 """Embeds tokens, and n-grams of tokens if the config has them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,6 +11,9 @@ from transformers.models.nystromformer import modeling_nystromformer as theirs
 
 from nystromer.gradients import zero_gradients
 from nystromer.hf.models.configuration import NystromformerConfig
+
+if TYPE_CHECKING:
+    from nystromer.distributed import SharedSequence
 
 
 class NgramEmbedding(nn.Embedding):
@@ -48,3 +55,35 @@ class Embeddings(theirs.NystromformerEmbeddings):
         elif inputs_embeds is not None and self.ngram_embeddings is not None:
             inputs_embeds = zero_gradients(inputs_embeds, self.ngram_embeddings.parameters())
         return super().forward(input_ids, token_type_ids, position_ids, inputs_embeds)
+
+    def part_of(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        shared: SharedSequence,
+    ) -> list[Tensor | None]:
+        """Returns the same inputs of this process's part of a sequence, [B, N] each but the mask.
+
+        Tokens come as their embeddings where n-grams reach into the part before.
+        """
+        given = inputs_embeds if input_ids is None else input_ids
+        assert given is not None
+        n = given.shape[1]
+        start, stop = shared.bounds(n)
+        if position_ids is None:
+            position_ids = self.position_ids[:, :n]
+        if input_ids is not None and self.ngram_embeddings is not None:
+            earlier = max(0, start - self.ngram_embeddings.config.ngram_size + 1)
+            ngrams = self.ngram_embeddings(input_ids[:, earlier:stop])[:, start - earlier :]
+            inputs_embeds = self.word_embeddings(input_ids[:, start:stop]) + ngrams
+            input_ids = None
+        elif inputs_embeds is not None:
+            inputs_embeds = shared.part(inputs_embeds)
+        if attention_mask is not None:
+            attention_mask = attention_mask[..., start:stop]
+        tokens = (input_ids, token_type_ids, position_ids)
+        ids, types, positions = (None if x is None else shared.part(x) for x in tokens)
+        return [ids, attention_mask, types, positions, inputs_embeds]

@@ -4,12 +4,16 @@ names of parameters and config fields stay.
 Nothing is copied: transformers builds its model, then the classes in `OURS` take the place of its.
 """
 
-from typing import Any
+from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput
 from transformers.models.nystromformer import modeling_nystromformer as theirs
 from transformers.utils.generic import can_return_tuple
 
@@ -20,6 +24,9 @@ from nystromer.hf.models.embeddings import Embeddings, NgramEmbedding
 from nystromer.hf.models.self_attention import EXACT, SelfAttention, Taps
 from nystromer.hf.positions import refuse_longer_inputs
 
+if TYPE_CHECKING:
+    from nystromer.distributed import SharedSequence
+
 
 class Swapped(PreTrainedModel):
     """Stands before a class of transformers: builds its model, then swaps the parts in `OURS`."""
@@ -28,6 +35,8 @@ class Swapped(PreTrainedModel):
     # Their losses are means, but **kwargs makes Trainer take them for parts of a sum: it would add
     # up the gradients of accumulated batches and processes.
     accepts_loss_kwargs = False
+    shared_sequence: Any = None  # a SharedSequence, of nystromer.distributed.sequence_parallel
+    shareable = True
 
     def __init__(self, config: NystromformerConfig) -> None:
         if not isinstance(config, NystromformerConfig):
@@ -64,6 +73,21 @@ class Swapped(PreTrainedModel):
         if isinstance(module, theirs.NystromformerLMPredictionHead):  # theirs leaves what was there
             init.zeros_(module.bias)
 
+    def check_shareable(self) -> None:
+        """Raises a ValueError if the sequences of this model cannot be cut over processes."""
+        name = type(self).__name__
+        if not self.shareable:
+            raise ValueError(
+                f"sequence_parallel cannot cut the sequences of {name}, whose head reads all of "
+                "their tokens; it takes NystromformerModel, NystromformerForMaskedLM, "
+                "NystromformerForPreTraining and NystromformerForSequenceClassification."
+            )
+        if self.config.exact_attention or self.config._attn_implementation in EXACT:
+            raise ValueError(
+                f"sequence_parallel cannot cut the sequences of {name} with exact attention, whose "
+                "processes would exchange all keys and values; make it with Nyström attention."
+            )
+
     def get_correct_attn_implementation(self, requested: str | None, *args: Any) -> str:
         """Returns "nystrom", which also makes masks of [B, N], unless another one is requested.
 
@@ -79,11 +103,45 @@ class Swapped(PreTrainedModel):
 
 
 class NystromformerModel(Swapped, theirs.NystromformerModel):
-    pass
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers' model. Of a shared sequence, states are those of this part."""
+        inputs = [input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds]
+        if self.shared_sequence is not None:
+            embeddings: Any = self.embeddings
+            inputs = embeddings.part_of(*inputs, self.shared_sequence)
+        return super().forward(*inputs, **kwargs)
 
 
 class NystromformerForMaskedLM(Swapped, theirs.NystromformerForMaskedLM):
-    pass
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """As transformers' model. Of a shared sequence, the logits are those of this part."""
+        kwargs["return_dict"] = True
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        if self.shared_sequence is None or labels is None:
+            return super().forward(*inputs, labels=labels, **kwargs)
+        outputs = super().forward(*inputs, **kwargs)
+        part = self.shared_sequence.part(labels)
+        total = F.cross_entropy(outputs.logits.flatten(0, 1), part.flatten(), reduction="sum")
+        outputs.loss = self.shared_sequence.summed(total) / (labels != -100).sum()
+        return outputs
 
 
 class NystromformerForSequenceClassification(
@@ -105,9 +163,12 @@ class NystromformerForSequenceClassification(
         outputs = self.nystromformer(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs
         )
-        states = outputs.last_hidden_state  # [B, N, E]
+        states, shared = outputs.last_hidden_state, self.shared_sequence  # [B, N, E]
         if self.config.classifier_pooling == "mean":
-            states = mean_of_tokens(states, attention_mask)
+            states = mean_of_tokens(states, attention_mask, shared)
+        elif shared is not None:
+            given: Any = inputs_embeds if input_ids is None else input_ids
+            states = shared.first(states, given.shape[1])[:, None]
         logits = self.classifier(states)  # of the first
         return SequenceClassifierOutput(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
@@ -117,26 +178,33 @@ class NystromformerForSequenceClassification(
         )
 
 
-def mean_of_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
+def mean_of_tokens(
+    states: Tensor, mask: Tensor | None, shared: SharedSequence | None = None
+) -> Tensor:
     """Returns the mean state of each sequence's real tokens, [B, 1, E], from [B, N, E] and any mask
-    that the model takes."""
-    if mask is None:
+    that the model takes. Of a shared sequence, states are those of this part, and mask is whole."""
+    if mask is None and shared is None:
         return states.mean(1, keepdim=True)
-    real: Any = mask.bool() if mask.dim() == 2 else key_mask(mask, len(states))
-    weights = real.unsqueeze(2).to(states.dtype)
-    return (states * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
+    if mask is None:
+        weights = torch.ones_like(states[..., :1])
+    else:
+        real: Any = mask.bool() if mask.dim() == 2 else key_mask(mask, len(states))
+        weights = (real if shared is None else shared.part(real)).unsqueeze(2).to(states.dtype)
+    sums = (states * weights).sum(1, keepdim=True), weights.sum(1, keepdim=True)
+    total, count = sums if shared is None else map(shared.summed, sums)
+    return total / count.clamp(min=1)
 
 
 class NystromformerForTokenClassification(Swapped, theirs.NystromformerForTokenClassification):
-    pass
+    shareable = False
 
 
 class NystromformerForQuestionAnswering(Swapped, theirs.NystromformerForQuestionAnswering):
-    pass
+    shareable = False
 
 
 class NystromformerForMultipleChoice(Swapped, theirs.NystromformerForMultipleChoice):
-    pass
+    shareable = False
 
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {

@@ -44,23 +44,31 @@ class NystromformerForPreTraining(NystromformerForMaskedLM):
             labels: [B, N], -100 where nothing is asked.
             sentence_order_label: [B], 1 if the two segments were swapped.
             only_asked: Whether words are predicted only where labels ask, for a fraction of the
-                cost; then prediction_logits is [asked, V].
+                cost; then prediction_logits is [asked, V]. Of a shared sequence they are those of
+                this part.
             num_items_in_batch: What Trainer passes, the words asked in all batches of an update:
                 the loss is this batch's part of the update's.
         """
         kwargs["return_dict"] = True
         outputs = self.nystromformer(input_ids, attention_mask=attention_mask, **kwargs)
-        states = outputs.last_hidden_state  # [B, N, E]
-        order = self.sentence_order(self.dropout(torch.tanh(self.pooler(states[:, 0]))))
+        states, shared = outputs.last_hidden_state, self.shared_sequence  # [B, N, E]
+        if shared is None:
+            first = states[:, 0]
+        else:
+            given: Any = kwargs.get("inputs_embeds") if input_ids is None else input_ids
+            first = shared.first(states, given.shape[1])
+        order = self.sentence_order(self.dropout(torch.tanh(self.pooler(first))))
         losses: list[Tensor] = []
         unused: list[nn.Module] = []
         share: Tensor | float = 1.0
         if labels is not None:
             asked = labels != -100
+            own, own_asked = (x if shared is None else shared.part(x) for x in (labels, asked))
             if only_asked:
-                states, labels = states[asked], labels[asked]
+                states, own = states[own_asked], own[own_asked]
             words = self.cls(states)
-            total = F.cross_entropy(words.flatten(0, -2), labels.flatten(), reduction="sum")
+            total = F.cross_entropy(words.flatten(0, -2), own.flatten(), reduction="sum")
+            total = total if shared is None else shared.summed(total)
             losses.append(total / asked.sum().clamp(min=1))
             if num_items_in_batch is not None:
                 share = asked.sum() / num_items_in_batch

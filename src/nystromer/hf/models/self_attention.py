@@ -32,6 +32,7 @@ class SelfAttention(theirs.NystromformerSelfAttention):
 
     config: NystromformerConfig
     conv: Taps
+    shared_sequence: Any = None  # a SharedSequence, of nystromer.distributed.sequence_parallel
 
     def forward(
         self,
@@ -54,6 +55,14 @@ class SelfAttention(theirs.NystromformerSelfAttention):
             "pinv_init": "matrix" if self.config.inv_coeff_init_option else "sequence",
         }
         taps = None if self.config.conv_kernel_size is None else self.conv()
+        if self.shared_sequence is not None:
+            if output_attentions:
+                raise ValueError(
+                    "output_attentions=True needs whole sequences, got a model whose sequences are "
+                    "cut by sequence_parallel; leave it out."
+                )
+            output = self.shared_sequence.attend(query, key, value, conv_weight=taps, **options)
+            return (output.transpose(1, 2).flatten(2),)
         if not output_attentions:
             output = nystrom_attention(query, key, value, conv_weight=taps, **options)
             return (output.transpose(1, 2).flatten(2),)  # [B, N, H D]

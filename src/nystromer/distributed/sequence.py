@@ -1,0 +1,106 @@
+"""Models whose sequences are cut over several processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from nystromer.distributed.attention import nystrom_attention
+from nystromer.distributed.attention_rows import nystrom_attention_rows
+from nystromer.distributed.collectives import Group, group_of, summed
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class SharedSequence:
+    """The processes that share a model's sequences: each holds an even part, in order."""
+
+    group: Group
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """`nystrom_attention` of this process's part."""
+        return nystrom_attention(query, key, value, group=self.group, **options)
+
+    def attention_rows(self, query: Tensor, key: Tensor, rows: Any, **options: Any) -> Tensor:
+        """`nystrom_attention_rows` of this process's part."""
+        return nystrom_attention_rows(query, key, rows, group=self.group, **options)
+
+    def bounds(self, n: int) -> tuple[int, int]:
+        """The first token of this process's part of n, and one past its last."""
+        rank, size = dist.get_rank(self.group), dist.get_world_size(self.group)
+        return n * rank // size, n * (rank + 1) // size
+
+    def part(self, x: Tensor) -> Tensor:
+        """This process's part of x, [B, N, ...]."""
+        start, stop = self.bounds(x.shape[1])
+        return x[:, start:stop]
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum of x over the processes, with a gradient."""
+        return summed(x, self.group)
+
+    def first(self, states: Tensor, n: int) -> Tensor:
+        """The state of the first of all n tokens, [B, E], from each process's [B, part, E]."""
+        start, stop = self.bounds(n)
+        holds_it = start == 0 and stop > 0
+        return self.summed(states[:, :1].sum(1) * holds_it)
+
+
+def sequence_parallel(
+    model: Model, mesh: DeviceMesh | None = None, *, group: Group | None = None
+) -> Model:
+    r"""Cuts the sequences that a model reads over the processes of a group. Changes the model.
+
+    Two kinds of models can share a sequence:
+
+    * A Nyströmformer of nystromer.hf: NystromformerModel, ForMaskedLM, ForPreTraining and
+      ForSequenceClassification. Each process calls it with the same whole input, [B, N]. States and
+      logits of tokens are those of its own part, positions N r // S to N (r + 1) // S of process r
+      of S; the loss and the logits of a sequence are of the whole, the same in every process.
+    * Any torch model that mixes tokens in `nystromer.NystromAttention` alone. Each process calls it
+      with its own part, [B, n, E] of any length n.
+
+    Gradients are as torch's DDP and FSDP expect them: their mean over all processes is the gradient
+    of the loss. Without them, take that mean yourself.
+
+    Args:
+        model: With the same weights in every process.
+        mesh: A mesh of one dimension.
+        group: A process group in place of the mesh; None means all processes.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: If the model has no attention that can share a sequence.
+        ValueError: If it has one that cannot: exact, clustered, or under another head.
+    """
+    shared = SharedSequence(group_of(group, mesh))
+    name = type(model).__name__
+    plan = getattr(getattr(model, "config", None), "nystrom", None)
+    if plan is not None:
+        raise ValueError(
+            f"sequence_parallel cannot cut the sequences of {name}, an encoder that was converted "
+            "(clustered attention, say, sorts all tokens of a sequence); it takes Nyströmformer "
+            "models and models of nystromer.NystromAttention."
+        )
+    for module in model.modules():
+        check: Any = getattr(module, "check_shareable", None)
+        if check is not None:
+            check()
+    modules: list[Any] = [
+        module for module in model.modules() if hasattr(module, "shared_sequence")
+    ]
+    if not modules:
+        raise TypeError(
+            "sequence_parallel takes Nyströmformer models and models of NystromAttention, got "
+            f"{name}, which has no such attention."
+        )
+    for module in modules:
+        module.shared_sequence = shared
+    return model
