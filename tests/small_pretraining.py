@@ -25,9 +25,10 @@ def small_pretraining(file, checkpoint, output, steps, resume=False):
         held_out=0.3,
         sequence_length=32,
         steps=steps,
-        evaluations=steps // 4,
-        batch_size=8,
-        device_batch=4,
+        evaluations=int(os.environ.get("EVALUATIONS", steps // 4)),
+        batch_size=int(os.environ.get("BATCH_SIZE", "8")),
+        device_batch=int(os.environ.get("DEVICE_BATCH", "4")),
+        sequence_parallel=int(os.environ.get("SEQUENCE_PARALLEL", "1")),
         learning_rate=1e-2,
     )
     return pretrain(settings, Path(output), resume=resume)
@@ -62,4 +63,4 @@ if __name__ == "__main__":
         shard_on_cpus()
     if len(sys.argv) > 5:
         kill_at(int(sys.argv[5]))
-    small_pretraining(*sys.argv[1:4], int(sys.argv[4]))
+    small_pretraining(*sys.argv[1:4], int(sys.argv[4]), resume="RESUME" in os.environ)

@@ -93,6 +93,7 @@ def train(
     options = {name: value for name, value in locals().items() if name not in ("resume", "output")}
     names = [x.strip() for words in options.pop("model") or ["transmil"] for x in words.split(",")]
     training = _training()
+    from nystromer.recipes.runs.claim import is_first
     from nystromer.recipes.slides.settings import Settings
 
     metrics = training.train_slides(
@@ -102,6 +103,8 @@ def train(
         track=watched,
         say=lambda line: typer.echo(line, err=True),
     )
+    if not is_first():
+        return  # one of several processes speaks
     Console().print(_table(metrics))
     typer.echo(f"Written: {output}")
 

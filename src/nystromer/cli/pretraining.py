@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +64,9 @@ def pretrain(
         int | None,
         typer.Option(help="The rows at a time in a process; those of 8,192 tokens if none."),
     ] = None,
+    sequence_parallel: Annotated[
+        int, typer.Option(help="The processes that read each row together.")
+    ] = 1,
     learning_rate: Annotated[
         float, typer.Option(help="The highest learning rate, after the warm-up.")
     ] = 1e-4,
@@ -90,6 +92,7 @@ def pretrain(
     from nystromer.recipes.pretrain import pretrain
     from nystromer.recipes.pretrain.corpus import Corpus
     from nystromer.recipes.pretrain.settings import Settings
+    from nystromer.recipes.runs.claim import is_first
 
     corpus = Corpus(tuple(files or ()), dataset, config, split, text_column, skip_bad_lines)
     settings = Settings(
@@ -105,13 +108,14 @@ def pretrain(
         steps=steps,
         batch_size=batch_size,
         device_batch=device_batch,
+        sequence_parallel=sequence_parallel,
         learning_rate=learning_rate,
         warmup_steps=warmup_steps,
         evaluations=evaluations,
         seed=seed,
     )
     metrics = pretrain(settings, output, resume=resume)
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         return  # one of several processes speaks
     Console().print(_table(metrics))
     if metrics["bad_lines"]:

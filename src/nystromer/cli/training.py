@@ -66,6 +66,9 @@ def train(
     device_batch: Annotated[
         int | None, typer.Option(help="The rows at a time, if those of an update do not fit.")
     ] = None,
+    sequence_parallel: Annotated[
+        int, typer.Option(help="The processes that read each row together.")
+    ] = 1,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="The highest learning rate; 3e-5, more for a new model, if none."),
@@ -100,8 +103,11 @@ def train(
     options = {name: value for name, value in locals().items() if name not in ("resume", "output")}
     from nystromer.recipes.classify.settings import Settings
     from nystromer.recipes.classify.train import train_classifier
+    from nystromer.recipes.runs.claim import is_first
 
     metrics = train_classifier(Settings(**options), output, resume=resume)
+    if not is_first():
+        return  # one of several processes speaks
     Console().print(_table(metrics))
     for name, what in (
         ("cut", "training texts fill --max-length and may be cut"),

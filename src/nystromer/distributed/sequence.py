@@ -44,6 +44,10 @@ class SharedSequence:
         """The sum of x over the processes, with a gradient."""
         return summed(x, self.group)
 
+    def of_the_first(self, x: Tensor) -> Tensor:
+        """x of the first process, in every process."""
+        return self.summed(x * (dist.get_rank(self.group) == 0))
+
     def first(self, states: Tensor, n: int) -> Tensor:
         """The state of the first of all n tokens, [B, E], from each process's [B, part, E]."""
         start, stop = self.bounds(n)

@@ -72,6 +72,48 @@ def test_two_processes_give_the_losses_of_one(start, file, tmp_path, cache, laun
     assert float((whole[name] - parts[name]).abs().max()) < 1e-4
 
 
+@pytest.fixture
+def together(monkeypatch):
+    """Rows one at a time, as processes that share them take them."""
+    monkeypatch.setenv("BATCH_SIZE", "2")
+    monkeypatch.setenv("DEVICE_BATCH", "1")
+    return {"SEQUENCE_PARALLEL": "2"}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "steps", "environment"),
+    [
+        (TORCHRUN, 50, {"EVALUATIONS": "1"}),
+        ([*TORCHRUN, "--nproc-per-node", 4], 4, {}),
+        ([*LAUNCH, *FSDP], 4, {"SHARD_ON_CPUS": "1"}),
+    ],
+    ids=["alone", "beside DDP", "FSDP"],
+)
+def test_a_row_in_two_processes_gives_the_losses_of_one(
+    start, file, tmp_path, cache, together, launcher, steps, environment, monkeypatch
+):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    small_pretraining(file, start, one, steps=steps)
+    options = {"HF_DATASETS_CACHE": str(cache), **together, **environment}
+    done = program(launcher, file, start, two, steps, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+
+
+def test_a_run_goes_on_with_another_number_of_processes_a_row(
+    start, file, tmp_path, cache, together
+):
+    one, other = tmp_path / "one", tmp_path / "other"
+    small_pretraining(file, start, one, steps=16)
+    done = program(TORCHRUN, file, start, other, 16, 9, HF_DATASETS_CACHE=str(cache), **together)
+    assert done.returncode != 0
+    assert (other / "checkpoint-8").is_dir()
+    small_pretraining(file, start, other, steps=16, resume=True)
+    assert losses(other) == pytest.approx(losses(one), rel=1e-4)
+
+
 def test_killed_and_resumed_is_as_never_killed(start, file, tmp_path, cache):
     """In the second epoch, between two checkpoints."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -21,7 +21,7 @@ def test_scores_are_those_of_all_words_and_rows(letters):
     with torch.no_grad():
         every = model(**batch)
         parts = [
-            answers(x.prediction_logits, x.sop_logits, part)
+            answers(x.prediction_logits, x.sop_logits, part["labels"], part["sentence_order_label"])
             for part in ({name: x[i : i + 3] for name, x in batch.items()} for i in range(0, 8, 3))
             for x in [model(**part, only_asked=True)]
         ]

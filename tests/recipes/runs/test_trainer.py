@@ -23,6 +23,28 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
         batch_sizes(32)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((32, None, 2), "must divide the number of processes, 3, got 2; start with torchrun"),
+        ((32, 4, 3), "must be 1 with --sequence-parallel 3"),
+        ((32, None, 0), "`sequence_parallel` must be at least 1, got 0"),
+    ],
+)
+def test_sequences_that_cannot_be_shared_out_are_refused(monkeypatch, options, message):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=message):
+        batch_sizes(*options)
+
+
+def test_processes_of_a_sequence_count_as_one(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    sizes = batch_sizes(32, None, 2)
+    assert sizes["per_device_train_batch_size"] == 1
+    assert sizes["gradient_accumulation_steps"] == 16
+    assert [updates(count, sizes, 2) for count in (1, 32, 33)] == [1, 1, 2]
+
+
 def test_token_dropout_masks_a_share_and_no_special_token(tmp_path):
     trainer = small_trainer(tmp_path, token_dropout=0.25)
     ids = torch.full((4, 500), 97)

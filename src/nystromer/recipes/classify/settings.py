@@ -45,6 +45,7 @@ class Settings:
             token of this first part of it; None is a third where "tiny" reads single texts as
             bytes, else 0.
         device_batch: Rows that one process takes at a time; None is all of its share.
+        sequence_parallel: S, processes that read each row together, one row at a time.
         limit: Rows of every split, for a try.
     """
 
@@ -65,6 +66,7 @@ class Settings:
     epochs: int = 4
     batch_size: int | None = None
     device_batch: int | None = None
+    sequence_parallel: int = 1
     learning_rate: float | None = None
     token_dropout: float | None = None
     later_starts: float | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from nystromer.recipes.inputs.lines import BadLines
 from nystromer.recipes.inputs.models import load_config
 from nystromer.recipes.runs.curves import without_times
 from nystromer.recipes.runs.run import Run, open_run
+from nystromer.recipes.runs.shared import without_processes
 from nystromer.recipes.runs.trainer import RunTrainer, batch_sizes, training_arguments, updates
 
 LATER_STARTS = 1 / 3  # of texts that "tiny" reads as bytes
@@ -49,7 +50,7 @@ def train_classifier(settings: Settings, folder: Path, *, resume: bool = False) 
         FloatingPointError: If a loss or a weight is not finite.
     """
     settings = settings.resolved()
-    with open_run(folder, asdict(settings), resume) as run:
+    with open_run(folder, without_processes(settings), resume) as run:
         return train_in(run, settings)
 
 
@@ -84,6 +85,7 @@ def train_in(run: Run, settings: Settings) -> dict[str, Any]:
         compute_metrics=scores,
         token_dropout=settings.token_dropout or 0.0,
         lengths=[length(example) for example in data["train"]],
+        sequence_parallel=settings.sequence_parallel,
     )
     run.train(trainer)
     metrics: dict[str, Any] = {
@@ -154,8 +156,9 @@ def later_starts(settings: Settings, columns: Columns) -> float:
 
 def arguments(settings: Settings, folder: Path, count: int) -> TrainingArguments:
     """Returns what Trainer is told for `count` training rows."""
-    sizes = batch_sizes(settings.batch_size or 1, settings.device_batch)
-    steps = updates(count, sizes)
+    together = settings.sequence_parallel
+    sizes = batch_sizes(settings.batch_size or 1, settings.device_batch, together)
+    steps = updates(count, sizes, together)
     logging_steps = max(1, steps // 20)
     return training_arguments(
         folder,

@@ -6,7 +6,6 @@ documents -> tokenizer -> rows of sentences -> pairs, drawn anew in every epoch 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from nystromer.recipes.pretrain.settings import Settings, arguments_of
 from nystromer.recipes.pretrain.trainer import Examples, Pretraining, scores
 from nystromer.recipes.runs.curves import without_times
 from nystromer.recipes.runs.run import Run, open_run
+from nystromer.recipes.runs.shared import without_processes
 
 
 def pretrain(settings: Settings, output: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def pretrain(settings: Settings, output: Path, *, resume: bool = False) -> dict[
         FloatingPointError: If a loss or a weight is not finite.
     """
     arguments = arguments_of(settings, output)
-    with open_run(output, asdict(settings), resume) as run:
+    with open_run(output, without_processes(settings), resume) as run:
         return pretrain_in(run, settings, arguments)
 
 
@@ -83,6 +83,7 @@ def pretrain_in(run: Run, settings: Settings, arguments: TrainingArguments) -> d
         processing_class=tokenizer,
         compute_metrics=scores,
         lengths=lengths_of(train.rows) if isinstance(train, Examples) else None,
+        sequence_parallel=settings.sequence_parallel,
     )
     run.train(trainer)
     counts = json.loads((rows / COUNTS).read_text(encoding="utf-8"))

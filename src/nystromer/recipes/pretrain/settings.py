@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from nystromer.recipes.inputs.options import check_counts, check_rate
 from nystromer.recipes.inputs.presets import check_attention, check_preset
 from nystromer.recipes.pretrain.corpus import Corpus
+from nystromer.recipes.runs.shared import check_shared
 from nystromer.recipes.runs.trainer import training_arguments
 
 STEPS = {"tiny": 2_000, "bert-small": 100_000, "bert-base": 500_000}  # the last two: the paper's
@@ -37,6 +38,7 @@ class Settings:
         steps: Updates; None is 2,000 (tiny), 100,000 (bert-small) or 500,000.
         batch_size: Rows an update, of all processes.
         device_batch: Rows at a time in one process; None is what holds 8,192 tokens.
+        sequence_parallel: S, processes that read each row together, one row at a time.
         learning_rate: The most, after the warm-up; it falls to 0 in a line.
         warmup_steps: None is a tenth of the steps, at most 10,000.
         evaluations: Evaluations and checkpoints, equally spaced.
@@ -56,6 +58,7 @@ class Settings:
     steps: int | None = None
     batch_size: int = 256
     device_batch: int | None = None
+    sequence_parallel: int = 1
     learning_rate: float = 1e-4
     warmup_steps: int | None = None
     evaluations: int = 20
@@ -95,9 +98,16 @@ def arguments_of(settings: Settings, output: Path) -> TrainingArguments:
         accelerator_config={"dispatch_batches": False},
         seed=settings.seed,
     )
-    each = device_batch(settings, arguments.world_size)
+    check_shared(settings.sequence_parallel, settings.device_batch)
+    if settings.sequence_parallel > 1 and settings.corpus.dataset:
+        raise ValueError(
+            "`--sequence-parallel` reads files, got the streamed --dataset "
+            f"{settings.corpus.dataset}; write its documents to a file first."
+        )
+    processes = arguments.world_size // settings.sequence_parallel
+    each = device_batch(settings, processes)
     arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = each
-    arguments.gradient_accumulation_steps = settings.batch_size // (each * arguments.world_size)
+    arguments.gradient_accumulation_steps = settings.batch_size // (each * processes)
     return arguments
 
 
@@ -108,7 +118,7 @@ def device_batch(settings: Settings, processes: int) -> int:
         ValueError: If it times the processes does not divide the batch.
     """
     share, left = divmod(settings.batch_size, processes)
-    each = settings.device_batch
+    each = settings.device_batch if settings.sequence_parallel == 1 else 1
     if each is None:
         most = max(1, TOKENS // settings.sequence_length)
         each = max(x for x in range(1, max(1, min(share, most)) + 1) if share % x == 0)

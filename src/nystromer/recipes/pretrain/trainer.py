@@ -60,8 +60,13 @@ class Pretraining(RunTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, only_asked=True)
-        found = answers(outputs.prediction_logits, outputs.sop_logits, inputs)
-        return None, found, inputs["sentence_order_label"]
+        shared: Any = getattr(self.model, "shared_sequence", None)
+        labels = inputs["labels"] if shared is None else shared.part(inputs["labels"])
+        swapped = inputs["sentence_order_label"]
+        found = answers(outputs.prediction_logits, outputs.sop_logits, labels, swapped)
+        if shared is not None:
+            found = torch.cat([shared.summed(found[:, :3]), found[:, 3:]], 1)
+        return None, found, swapped
 
 
 def keep_one_bias(model: Any) -> None:
@@ -73,11 +78,11 @@ def keep_one_bias(model: Any) -> None:
     model._tied_weights_keys = model.all_tied_weights_keys = tied
 
 
-def answers(words: Tensor, order: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+def answers(words: Tensor, order: Tensor, labels: Tensor, swapped: Tensor) -> Tensor:
     """Returns five numbers a row, [B, 5]: the words asked, the sum of their losses and how many
     were right, then the loss of its order and whether that was right."""
-    asked = inputs["labels"] != -100
-    wanted, swapped = inputs["labels"][asked], inputs["sentence_order_label"]
+    asked = labels != -100
+    wanted = labels[asked]
     words_found = [
         torch.ones(len(wanted), device=words.device),
         F.cross_entropy(words.float(), wanted, reduction="none"),

@@ -27,26 +27,29 @@ class DrawAnew(TrainerCallback):
 
 
 class EpochSampler(Sampler[int]):
-    """Gives every row once, in an order that depends on the seed and the epoch alone.
+    """Gives every row once in an order that depends on the seed and the epoch alone; or `times`
+    times in a row, for as many processes that read it together.
 
     The epoch is the trainer's own: accelerate's `set_epoch` does not reach the sampler of a run
     that several processes resume in the middle of an epoch.
     """
 
-    def __init__(self, trainer: Trainer, count: int, lengths: Sequence[int] | None) -> None:
-        self.trainer, self.count, self.lengths = trainer, count, lengths
+    def __init__(
+        self, trainer: Trainer, count: int, lengths: Sequence[int] | None, times: int = 1
+    ) -> None:
+        self.trainer, self.count, self.lengths, self.times = trainer, count, lengths, times
 
     def __len__(self) -> int:
-        return self.count
+        return self.count * self.times
 
     def __iter__(self) -> Iterator[int]:
         args = self.trainer.args
         draw = random.Random(f"{args.seed}, {int(self.trainer.state.epoch or 0)}")
         order = draw.sample(range(self.count), self.count)
-        if self.lengths is None:
-            return iter(order)
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return iter(grouped(order, self.lengths, batch, draw))
+        if self.lengths is not None:
+            rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            order = grouped(order, self.lengths, rows // self.times, draw)
+        return (row for row in order for _ in range(self.times))
 
 
 def grouped(

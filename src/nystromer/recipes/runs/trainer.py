@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from nystromer.recipes.inputs.models import not_finite
 from nystromer.recipes.runs.checkpoints import PARTIAL, complete, damage
 from nystromer.recipes.runs.curves import write_curves
 from nystromer.recipes.runs.order import DrawAnew, EpochDataset, EpochSampler
+from nystromer.recipes.runs.shared import Repeated, check_shared, share_sequences, world_size
 
 
 def training_arguments(folder: Path, **options: Any) -> TrainingArguments:
@@ -46,18 +46,24 @@ def training_arguments(folder: Path, **options: Any) -> TrainingArguments:
     return TrainingArguments(str(folder), **{**common, **options})
 
 
-def batch_sizes(batch_size: int, device_batch: int | None = None) -> dict[str, int]:
+def batch_sizes(
+    batch_size: int, device_batch: int | None = None, sequence_parallel: int = 1
+) -> dict[str, int]:
     """Returns the options of TrainingArguments for `batch_size` rows an update over all processes.
 
     Args:
         batch_size: Rows an update.
         device_batch: Rows that a process takes at a time; None is all of its share.
+        sequence_parallel: Processes that read each row together, one row at a time.
 
     Raises:
         ValueError: If the rows cannot be shared out.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    check_shared(sequence_parallel, device_batch)
+    processes = world_size() // sequence_parallel
     rows = device_batch or max(1, batch_size // processes)
+    if sequence_parallel > 1:
+        rows = 1
     if batch_size % (rows * processes):
         raise ValueError(
             f"`batch_size` must be a multiple of {processes} processes × {rows} rows, got "
@@ -70,9 +76,9 @@ def batch_sizes(batch_size: int, device_batch: int | None = None) -> dict[str, i
     }
 
 
-def updates(count: int, sizes: Mapping[str, int]) -> int:
+def updates(count: int, sizes: Mapping[str, int], sequence_parallel: int = 1) -> int:
     """Returns the number of updates in one epoch of `count` rows, as Trainer counts them."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = world_size() // sequence_parallel
     batches = -(-count // (sizes["per_device_train_batch_size"] * processes))
     return -(-batches // sizes["gradient_accumulation_steps"])
 
@@ -93,6 +99,7 @@ class RunTrainer(Trainer):
         lengths: Of the training rows; then batches hold rows of like length.
         token_dropout: Share of the tokens of a training text that [MASK] stands in for, drawn anew
             every time.
+        sequence_parallel: Processes that read each row together.
     """
 
     def __init__(
@@ -100,10 +107,12 @@ class RunTrainer(Trainer):
         *args: Any,
         lengths: Sequence[int] | None = None,
         token_dropout: float = 0.0,
+        sequence_parallel: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.token_dropout = token_dropout
+        self.token_dropout, self.sequence_parallel = token_dropout, sequence_parallel
+        share_sequences(self.model, sequence_parallel)  # type: ignore[arg-type]
         logging.disable_progress_bar()  # of saving, which would break into the training's
         self.lengths = lengths
         self.remove_callback(ProgressCallback)
@@ -116,7 +125,15 @@ class RunTrainer(Trainer):
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         if not hasattr(dataset, "__len__"):
             return None
-        return EpochSampler(self, len(dataset), self.lengths)
+        return EpochSampler(self, len(dataset), self.lengths, self.sequence_parallel)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        if self.sequence_parallel == 1:
+            return super().get_eval_dataloader(eval_dataset)
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(rows, str):
+            rows = cast(Any, self.eval_dataset)[rows]
+        return super().get_eval_dataloader(Repeated(rows, self.sequence_parallel))
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         if self.token_dropout:
@@ -151,8 +168,11 @@ class RunTrainer(Trainer):
         """Returns token ids [B, N] with a share of them masked; special tokens stay."""
         tokenizer: Any = self.processing_class
         special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
-        dropped = (torch.rand(ids.shape, device=ids.device) < self.token_dropout) & ~special
-        return ids.masked_fill(dropped, tokenizer.mask_token_id)
+        draw = torch.rand(ids.shape, device=ids.device)
+        shared: Any = getattr(self.model, "shared_sequence", None)
+        if shared is not None:
+            draw = shared.of_the_first(draw)
+        return ids.masked_fill((draw < self.token_dropout) & ~special, tokenizer.mask_token_id)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.check_finite("saving")
