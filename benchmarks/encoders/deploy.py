@@ -45,7 +45,11 @@ MODELS = {  # runtime: attentions
     "openvino": ("exact", "nystrom", "clustered"),
     "torch": ("exact", "nystrom", "clustered"),
 }
-TABLES_OF = {"exact": 4, "fused, mask": 2}  # copies of N x N numbers of all heads, seen at a time
+TABLES_OF = {  # copies of N x N numbers of all heads, seen at a time
+    ("onnx", "exact"): 4,
+    ("onnx", "fused, mask"): 2,
+    ("openvino", "exact"): 8,
+}
 FUSED = "fused"
 
 
@@ -200,8 +204,8 @@ def measure(case: Case, file: Path | None, quick: bool, repeats: int) -> dict[st
 
 def row(case: Case, models: Path, quick: bool, repeats: int, memory: float) -> dict[str, Any]:
     """Measures a case in a process of its own, or says why not."""
-    tables = 12 * 4 * case.tokens**2 * TABLES_OF.get(case.attention, 0) / 2**30
-    if case.runtime != "torch" and tables > memory:
+    tables = 12 * 4 * case.tokens**2 * TABLES_OF.get((case.runtime, case.attention), 0) / 2**30
+    if tables > memory:
         return {"seconds": None, "peak_mib": None, "difference": None}
     file = None
     if case.runtime != "torch":
