@@ -19,6 +19,7 @@ from benchmarks.clustered import tables as clustered
 from benchmarks.encoders import tables as encoders
 from benchmarks.recipes import lra_tables as lra
 from benchmarks.recipes import tables as recipes
+from benchmarks.scale import tables as scale
 from benchmarks.slides import tables as slides
 
 PAGES = (common.DOCS.parent / "README.md", *sorted(common.DOCS.glob("*.md")))
@@ -28,9 +29,16 @@ TABLES = {
     **clustered.TABLES,
     **recipes.TABLES,
     **lra.TABLES,
+    **scale.TABLES,
     **slides.TABLES,
 }
-FIGURES = {**attention.FIGURES, **clustered.FIGURES, **recipes.FIGURES, **lra.FIGURES}
+FIGURES = {
+    **attention.FIGURES,
+    **clustered.FIGURES,
+    **recipes.FIGURES,
+    **lra.FIGURES,
+    **scale.FIGURES,
+}
 
 
 def main() -> None:

@@ -128,3 +128,18 @@ def test_clustered_tradeoff_measures_error_and_time(tmp_path):
     nystrom, clustered = run("clustered.tradeoff", tmp_path / "clustered_tradeoff.csv")
     assert float(nystrom["cosine"]) < float(clustered["cosine"]) < 1
     assert float(clustered["to_exact"]) > 0
+
+
+def test_scale_exchange_counts_the_same_bytes_at_every_length(tmp_path):
+    rows = run("scale.exchange", tmp_path / "rows.csv")
+    heads, dim, m, edge = 8, 64, 64, 16
+    told = 8 * (1 + 16) + 8 * 2  # sizes and settings, then the lengths of one sequence
+    numbers = m * (3 * dim + 2) + edge * dim + m * 3 * dim + edge * dim
+    assert [int(row["bytes"]) for row in rows] == [told + 4 * heads * numbers] * 2
+    assert all(float(row["error"]) < 1e-5 for row in rows)
+
+
+def test_scale_a_million_bytes_are_read_and_learnt_from(tmp_path):
+    rows = run("scale.million", tmp_path / "rows.csv")
+    assert [row["job"] for row in rows] == ["encode", "train"]
+    assert all(float(row["peak_gib"]) > 0.1 for row in rows)

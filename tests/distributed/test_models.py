@@ -1,5 +1,6 @@
 """Models whose sequences are cut over processes against the same in one."""
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -8,6 +9,7 @@ import gloo
 import nystromer
 from nystromer import hf
 from nystromer.distributed import sequence_parallel
+from nystromer.mil.models.transmil import TransMIL
 
 SIZES = {
     "vocab_size": 50,
@@ -102,6 +104,42 @@ def test_cut_models_equal_whole_ones(tmp_path):
     torch.testing.assert_close(
         rows, mixer.attention.attention_rows(x, [0, 30]), rtol=1e-4, atol=1e-5
     )
+
+
+def bags():
+    """Features of bags, [1, N, D], and their real patches, bool [1, N]."""
+    generator = torch.Generator().manual_seed(2)
+    for n, hidden in ((1, 0), (2, 0), (60, 0), (75, 5)):
+        features = torch.randn(1, n, 12, generator=generator)
+        yield features, torch.rand(1, n, generator=generator) >= hidden / n
+
+
+def slides(cut):
+    """Logits and gradients of TransMIL of every bag."""
+    found = []
+    for features, mask in bags():
+        torch.manual_seed(0)
+        model = TransMIL(12, 2, embed_dim=16, num_heads=2, num_landmarks=6, dropout=0.0)
+        logits = (sequence_parallel(model) if cut else model)(features, mask)
+        nn.functional.cross_entropy(logits, torch.tensor([1])).backward()
+        found.append([logits.detach(), {n: p.grad for n, p in model.named_parameters()}])
+    return found
+
+
+def cut_slides():
+    return slides(cut=True)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_cut_bags_equal_whole_ones(tmp_path, processes):
+    """Also bags of fewer tokens than processes, and parts that begin amid a row of the square."""
+    parts = gloo.run(__file__, "cut_slides", processes, tmp_path)
+    for i, (logits, grads) in enumerate(slides(cut=False)):
+        for part in parts:
+            torch.testing.assert_close(part[i][0], logits, rtol=1e-4, atol=1e-5)
+        for name, grad in grads.items():
+            mean = sum(part[i][1][name] for part in parts) / processes
+            torch.testing.assert_close(mean, grad, rtol=1e-3, atol=1e-6)
 
 
 def refused():

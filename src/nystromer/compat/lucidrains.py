@@ -54,6 +54,8 @@ class NystromAttention(nn.Module):
         ValueError: If mode is neither, or the backend is unknown.
     """
 
+    shared_sequence: Any = None  # a SharedSequence, of nystromer.distributed.sequence_parallel
+
     def __init__(
         self,
         dim: int,
@@ -105,6 +107,7 @@ class NystromAttention(nn.Module):
         """
         q, k, v, padded_mask = self._heads(x, mask)
         if return_attn or return_attn_matrices:
+            self._check_whole()
             _warn_of_cost(
                 q, None if return_attn and not return_attn_matrices else self.num_landmarks
             )
@@ -112,7 +115,9 @@ class NystromAttention(nn.Module):
         if return_attn or return_attn_matrices or self._needs_old_rules(q, mask):
             tables = self._factors(q, k, padded_mask)
         if tables is None or self.mode == "fixed":
-            output = nystrom_attention(
+            shared = self.shared_sequence
+            attend = nystrom_attention if shared is None else shared.attend
+            output = attend(
                 q,
                 k,
                 v,
@@ -145,6 +150,7 @@ class NystromAttention(nn.Module):
         legacy mode the padding on the left takes its share of every row, and its columns are left
         out.
         """
+        self._check_whole()
         n = x.shape[1]
         q, k, _, padded_mask = self._heads(x, mask)
         left = q.shape[2] - n
@@ -162,6 +168,7 @@ class NystromAttention(nn.Module):
 
         weights: [B, R, N], as the tokens of x, [B, N, dim]. Padding is as in `attention_rows`.
         """
+        self._check_whole()
         q, k, _, padded_mask = self._heads(x, mask)
         left = q.shape[2] - x.shape[1]
         weights = F.pad(weights, (left, 0))
@@ -171,6 +178,21 @@ class NystromAttention(nn.Module):
             return sums[..., left:].to(x.dtype)
         settings = self._settings()
         return weighted_attention_rows(q, k, weights, mask=padded_mask, **settings)[..., left:]
+
+    def check_shareable(self) -> None:
+        """Raises ValueError if sequences cannot be cut over processes."""
+        if self.mode == "legacy":
+            raise ValueError(
+                "sequence_parallel needs mode='fixed', got NystromAttention in mode 'legacy', "
+                "whose landmarks count the padding of whole sequences."
+            )
+
+    def _check_whole(self) -> None:
+        if self.shared_sequence is not None:
+            raise ValueError(
+                "Attention maps need whole sequences, got a model whose sequences are cut by "
+                "sequence_parallel; load it anew in one process."
+            )
 
     def _heads(
         self, x: Tensor, mask: Tensor | None

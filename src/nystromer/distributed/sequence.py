@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from nystromer.distributed.attention import nystrom_attention
 from nystromer.distributed.attention_rows import nystrom_attention_rows
 from nystromer.distributed.collectives import Group, group_of, summed
+from nystromer.distributed.parts import Side
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -48,6 +50,16 @@ class SharedSequence:
         """x of the first process, in every process."""
         return self.summed(x * (dist.get_rank(self.group) == 0))
 
+    def with_neighbours(self, x: Tensor, n: int, reach: int) -> tuple[Tensor, int]:
+        """This part of n tokens, x [B, part, E], between `reach` tokens of the parts before and
+        behind it, as far as there are any; and how many stand before it."""
+        size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
+        ends = [n * r // size for r in range(size + 1)]
+        lengths = [stop - start for start, stop in pairwise(ends)]
+        side = Side(None, [[length] * len(x) for length in lengths], lengths, rank)
+        found, before = side.with_neighbours(x[:, None], reach, self.group)
+        return found[:, 0], before
+
     def first(self, states: Tensor, n: int) -> Tensor:
         """The state of the first of all n tokens, [B, E], from each process's [B, part, E]."""
         start, stop = self.bounds(n)
@@ -60,12 +72,15 @@ def sequence_parallel(
 ) -> Model:
     r"""Cuts the sequences that a model reads over the processes of a group. Changes the model.
 
-    Two kinds of models can share a sequence:
+    Three kinds of models can share a sequence:
 
     * A Nyströmformer of nystromer.hf: NystromformerModel, ForMaskedLM, ForPreTraining and
       ForSequenceClassification. Each process calls it with the same whole input, [B, N]. States and
       logits of tokens are those of its own part, positions N r // S to N (r + 1) // S of process r
       of S; the loss and the logits of a sequence are of the whole, the same in every process.
+    * TransMIL of nystromer.mil.models in mode "fixed". Each process calls it with the same whole bag, one
+      at a time, and gets the logits of the bag. Its PPEG also sends three rows of the square of
+      patches to each neighbour, 3 √N tokens.
     * Any torch model that mixes tokens in `nystromer.NystromAttention` alone. Each process calls it
       with its own part, [B, n, E] of any length n.
 
@@ -91,7 +106,7 @@ def sequence_parallel(
         raise ValueError(
             f"sequence_parallel cannot cut the sequences of {name}, an encoder that was converted "
             "(clustered attention, say, sorts all tokens of a sequence); it takes Nyströmformer "
-            "models and models of nystromer.NystromAttention."
+            "models, TransMIL and models of nystromer.NystromAttention."
         )
     for module in model.modules():
         check: Any = getattr(module, "check_shareable", None)
@@ -102,8 +117,8 @@ def sequence_parallel(
     ]
     if not modules:
         raise TypeError(
-            "sequence_parallel takes Nyströmformer models and models of NystromAttention, got "
-            f"{name}, which has no such attention."
+            "sequence_parallel takes Nyströmformer models, TransMIL and models of "
+            f"NystromAttention, got {name}, which has no such attention."
         )
     for module in modules:
         module.shared_sequence = shared

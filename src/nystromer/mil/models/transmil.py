@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,8 @@ class TransMIL(nn.Module):
         torch.Size([1, 2])
     """
 
+    shared_sequence: Any = None  # a SharedSequence, of nystromer.distributed.sequence_parallel
+
     def __init__(
         self,
         width: int,
@@ -74,6 +77,7 @@ class TransMIL(nn.Module):
         landmarks = embed_dim // 2 if num_landmarks is None else num_landmarks
         check_positive("num_landmarks", landmarks)
         self.width, self.num_layers, self.num_heads = width, num_layers, num_heads
+        self.mode = mode
         self._fc1 = nn.Sequential(nn.Linear(width, embed_dim), nn.ReLU() if relu else nn.Identity())
         self.cls_token = nn.Parameter(torch.randn(1, 1, embed_dim))
         self.pos_layer = PPEG(embed_dim)
@@ -86,6 +90,8 @@ class TransMIL(nn.Module):
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """features: [B, N, D], any dtype; mask: bool [B, N]. Returns logits [B, num_classes]."""
         mask = real_patches(features, mask, self.width)
+        if self.shared_sequence is not None:
+            return self._read_part(features, mask)
         return self.read(embedded(self.embed, features), mask)
 
     @property
@@ -108,6 +114,11 @@ class TransMIL(nn.Module):
         The input is [B, T, C]: of every bag the class token, its patches, and the first of them
         again up to a square. Then come the tokens that a bag has, 1 + S².
         """
+        if self.shared_sequence is not None:
+            raise ValueError(
+                "Layers and maps need whole bags, got a model whose bags are cut by "
+                "sequence_parallel; load it anew in one process."
+            )
         x, lengths = self._tokens(h, mask)
         for i in range(1, self.num_layers + 1):
             layer = getattr(self, f"layer{i}")
@@ -115,6 +126,33 @@ class TransMIL(nn.Module):
             if layer is not self.last:
                 x = layer(x, lengths)
                 x = self.pos_layer(x, lengths) if i == 1 else x
+
+    def check_shareable(self) -> None:
+        """Raises ValueError if bags cannot be cut over processes."""
+        if self.mode != "fixed":
+            raise ValueError(
+                f"sequence_parallel needs mode='fixed', got TransMIL in mode {self.mode!r}."
+            )
+
+    def _read_part(self, features: Tensor, mask: Tensor) -> Tensor:
+        """The logits of one whole bag, of whose tokens this process reads its part."""
+        if len(features) != 1:
+            raise ValueError(
+                "A model whose bags are cut by sequence_parallel reads one bag at a time, got a "
+                f"batch of {len(features)}."
+            )
+        shared, patches = self.shared_sequence, int(mask.sum())
+        tokens = 1 + patches + missing(patches)
+        start, stop = shared.bounds(tokens)
+        own = torch.arange(max(0, start - 1), max(0, stop - 1)) % patches
+        own = mask[0].nonzero()[:, 0][own.to(mask.device)]
+        is_class = int(start == 0 < stop)
+        x = torch.cat([self.cls_token[:, :is_class], embedded(self.embed, features[:, own])], 1)
+        for i in range(1, self.num_layers + 1):
+            x = getattr(self, f"layer{i}")(x, [x.shape[1]])
+            if i == 1 < self.num_layers:
+                x = self.pos_layer.of_part(x, tokens, shared)
+        return self._fc2(self.norm(shared.first(x, tokens)))
 
     @property
     def last(self) -> nn.Module:
