@@ -2,7 +2,7 @@
 
     python -m benchmarks scale.far [--quick] [--fresh] [--output FILE]
 
-Takes about half an hour on two cores.
+Takes about twenty minutes on two cores.
 
 A row is 2,048 bytes of Python's standard library. One token in its second half, at a random place,
 is one of eight signs, and the state of the first token has to say which. The models have 2 layers

@@ -64,11 +64,8 @@ def million_table() -> str:
 
 def far_table() -> str:
     """Shows how often the sign in the other half was named."""
-    lines = [
-        [row["way"], f"{float(row['accuracy']):.3f}", f"{float(row['seconds']):.0f} s"]
-        for row in results("scale_far")
-    ]
-    return markdown(["read", "accuracy", "training"], lines)
+    lines = [[row["way"], f"{float(row['accuracy']):.3f}"] for row in results("scale_far")]
+    return markdown(["read", "accuracy"], lines)
 
 
 def idea_figure() -> Figure:
