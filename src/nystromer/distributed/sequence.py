@@ -78,9 +78,9 @@ def sequence_parallel(
       ForSequenceClassification. Each process calls it with the same whole input, [B, N]. States and
       logits of tokens are those of its own part, positions N r // S to N (r + 1) // S of process r
       of S; the loss and the logits of a sequence are of the whole, the same in every process.
-    * TransMIL of nystromer.mil.models in mode "fixed". Each process calls it with the same whole bag, one
-      at a time, and gets the logits of the bag. Its PPEG also sends three rows of the square of
-      patches to each neighbour, 3 √N tokens.
+    * TransMIL of nystromer.mil.models in mode "fixed". Each process calls it with the same whole
+      bag, one at a time, and gets the logits of the bag. Its PPEG also sends three rows of the
+      square of patches to each neighbour, 3 √N tokens.
     * Any torch model that mixes tokens in `nystromer.NystromAttention` alone. Each process calls it
       with its own part, [B, n, E] of any length n.
 
