@@ -2,7 +2,7 @@
 
     python -m benchmarks scale.million [--quick] [--fresh] [--output FILE] [--text FILE]
 
-Takes about ten minutes, and 16 GiB.
+Takes about five minutes, and 14 GiB.
 
 Each byte is a token of a Nyströmformer with random weights, M = 256. "encode" is a model of 4
 layers of 256 in inference; "train" one of 4 layers of 128 whose states are computed again in the
