@@ -1,4 +1,4 @@
-"""Counts the bytes that two processes exchange for one sequence, and compares their result.
+"""Shows how many bytes two processes exchange for one sequence, and how right their result is.
 
     python -m benchmarks scale.exchange [--quick] [--fresh] [--output FILE]
 

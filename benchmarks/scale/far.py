@@ -1,4 +1,4 @@
-"""Trains small models on a task whose answer lies far away, in another process if there are two.
+"""Shows whether models learn what lies far away, or in another process if there are two.
 
     python -m benchmarks scale.far [--quick] [--fresh] [--output FILE]
 

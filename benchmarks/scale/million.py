@@ -1,4 +1,4 @@
-"""Reads 1,048,576 bytes at once in one process: encodes them, and trains a model one step on them.
+"""Shows what 1,048,576 bytes at once take in one process: encoding them, and one training step.
 
     python -m benchmarks scale.million [--quick] [--fresh] [--output FILE] [--text FILE]
 

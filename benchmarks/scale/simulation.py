@@ -1,15 +1,15 @@
-"""Simulates one sequence of a million to a billion tokens on 8 to 1,024 GPUs. Nothing is measured.
+"""Shows a simulation of one sequence of up to a billion tokens on 8 to 1,024 GPUs.
 
     python -m benchmarks scale.simulation
 
 Takes no time.
 
-One attention of 16 heads of 128 in float16, M = 64, 33 taps, batch 1, forward and backward. Times
-of computing are those that FlashNystrom, another implementation of the operation, and
-FlashAttention-3 have published for an H100, at 65,536 and 131,072 tokens, carried on: in a line
-for Nyström attention, in a square for exact attention. Times of the exchange follow from the bytes
-of scale.exchange, from the bandwidths of data sheets (NVLink 450 GB/s within 8 GPUs, InfiniBand 50
-GB/s a GPU beyond), and from an assumption: each of its steps takes 10 microseconds.
+Nothing is measured. One attention of 16 heads of 128 in float16, M = 64, 33 taps, batch 1, forward
+and backward. Times of computing are those that FlashNystrom, another implementation of the
+operation, and FlashAttention-3 have published for an H100, at 65,536 and 131,072 tokens, carried
+on: in a line for Nyström attention, in a square for exact attention. Times of the exchange follow
+from the bytes of scale.exchange, from the bandwidths of data sheets (NVLink 450 GB/s within 8 GPUs,
+InfiniBand 50 GB/s a GPU beyond), and from an assumption: each of its steps takes 10 microseconds.
 
 The time of exact attention is that of ring attention whose exchange hides behind computing: the
 longer of the two.

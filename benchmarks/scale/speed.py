@@ -1,4 +1,4 @@
-"""Times one sequence in two processes of one thread beside one process of one and of two.
+"""Shows times of one sequence in two processes of one thread, and in one process.
 
     python -m benchmarks scale.speed [--quick] [--fresh] [--output FILE]
 
