@@ -34,8 +34,14 @@ class SharedSequence:
 
     def bounds(self, n: int) -> tuple[int, int]:
         """The first token of this process's part of n, and one past its last."""
-        rank, size = dist.get_rank(self.group), dist.get_world_size(self.group)
-        return n * rank // size, n * (rank + 1) // size
+        rank = dist.get_rank(self.group)
+        start, stop = self._ends(n)[rank : rank + 2]
+        return start, stop
+
+    def _ends(self, n: int) -> list[int]:
+        """Where the parts of n tokens begin, and n."""
+        size = dist.get_world_size(self.group)
+        return [n * r // size for r in range(size + 1)]
 
     def part(self, x: Tensor) -> Tensor:
         """This process's part of x, [B, N, ...]."""
@@ -53,10 +59,9 @@ class SharedSequence:
     def with_neighbours(self, x: Tensor, n: int, reach: int) -> tuple[Tensor, int]:
         """This part of n tokens, x [B, part, E], between `reach` tokens of the parts before and
         behind it, as far as there are any; and how many stand before it."""
-        size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
-        ends = [n * r // size for r in range(size + 1)]
-        lengths = [stop - start for start, stop in pairwise(ends)]
-        side = Side(None, [[length] * len(x) for length in lengths], lengths, rank)
+        lengths = [stop - start for start, stop in pairwise(self._ends(n))]
+        counts = [[length] * len(x) for length in lengths]
+        side = Side(None, counts, lengths, dist.get_rank(self.group))
         found, before = side.with_neighbours(x[:, None], reach, self.group)
         return found[:, 0], before
 
